@@ -1,0 +1,1 @@
+"""The container core: an OCI runtime spec in, a running container out."""

@@ -1,0 +1,1 @@
+"""The command line: one small module per noun, loaded lazily. Only this package exits or knows click and rich."""

@@ -1,0 +1,1 @@
+"""Distribution on the host: references, registry client, OCI layout store, EROFS writer."""

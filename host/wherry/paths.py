@@ -1,0 +1,159 @@
+"""Every directory, file and socket name on disk, once. Pure: nothing here touches the disk.
+
+Sockets have a root of their own, since a Unix socket's path must be under 104 bytes (macOS's
+`sun_path`, the smallest): it is the machine's directory when that is short enough, else a
+directory in the system's temporary folder named after the user and a hash of the state directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SOCKET_PATH_LIMIT = 103
+"""Bytes that a Unix socket path may have: macOS's sun_path[104] less the NUL."""
+
+_LONGEST_SOCKET_NAME = "rescue.sock"
+
+
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The directory of all state: `WHERRY_HOME`, else `~/.wherry`, on Windows `%LOCALAPPDATA%\\Wherry`."""
+    if configured := environ.get("WHERRY_HOME"):
+        return Path(configured).expanduser().absolute()
+    if sys.platform == "win32":
+        local = environ.get("LOCALAPPDATA")
+        return Path(local, "Wherry") if local else Path.home() / "AppData" / "Local" / "Wherry"
+    return Path.home() / ".wherry"
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePaths:
+    """The files of one machine."""
+
+    root: Path
+    sockets: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "machine.json"
+
+    @property
+    def state_db(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def data_disk(self) -> Path:
+        return self.root / "data.qcow2"
+
+    @property
+    def qemu_record(self) -> Path:
+        """Pid, start time and command line of the running QEMU."""
+        return self.root / "qemu.json"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.root / "qemu.log"
+
+    @property
+    def console_log(self) -> Path:
+        return self.root / "console.log"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.root / "engine.log"
+
+    @property
+    def engine_lock(self) -> Path:
+        return self.root / "engine.lock"
+
+    @property
+    def api_socket(self) -> Path:
+        """The Docker Engine API."""
+        return self.sockets / "api.sock"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.sockets / "qmp.sock"
+
+    @property
+    def rescue_socket(self) -> Path:
+        """A second QMP socket, for people and `doctor`."""
+        return self.sockets / _LONGEST_SOCKET_NAME
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.sockets / "agent.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The state directory of one user."""
+
+    root: Path
+
+    @classmethod
+    def default(cls, environ: Mapping[str, str] = os.environ) -> Home:
+        return cls(default_home(environ))
+
+    @property
+    def settings_file(self) -> Path:
+        return self.root / "config.yml"
+
+    @property
+    def store(self) -> Path:
+        """An OCI image layout: `oci-layout`, `index.json`, `blobs/`."""
+        return self.root / "store"
+
+    @property
+    def store_db(self) -> Path:
+        return self.root / "store.db"
+
+    @property
+    def layers(self) -> Path:
+        """EROFS images, one per (diffID, writer format)."""
+        return self.root / "layers"
+
+    @property
+    def ingest(self) -> Path:
+        """Downloads that are not complete; on the store's file system, so that rename is atomic."""
+        return self.root / "ingest"
+
+    @property
+    def packages(self) -> Path:
+        """Downloaded distribution packages, by SHA-256."""
+        return self.root / "cache" / "packages"
+
+    @property
+    def vm_images(self) -> Path:
+        """Built VM images, a directory each."""
+        return self.root / "cache" / "vm"
+
+    @property
+    def vm_locks(self) -> Path:
+        """Locks that this user refreshed; they win over the ones that Wherry ships."""
+        return self.root / "locks"
+
+    @property
+    def probes(self) -> Path:
+        """What was found out about this host's accelerators, per QEMU binary."""
+        return self.root / "cache" / "probes.json"
+
+    @property
+    def machines(self) -> Path:
+        return self.root / "machines"
+
+    def machine(self, name: str) -> MachinePaths:
+        root = self.machines / name
+        return MachinePaths(root=root, sockets=_socket_root(root))
+
+
+def _socket_root(machine_root: Path) -> Path:
+    longest = os.fsencode(machine_root / _LONGEST_SOCKET_NAME)
+    if sys.platform == "win32" or len(longest) <= SOCKET_PATH_LIMIT:
+        return machine_root
+    tag = hashlib.sha256(os.fsencode(machine_root)).hexdigest()[:12]
+    return Path("/tmp", f"wherry-{os.getuid()}-{tag}")
