@@ -1,1 +1,41 @@
-"""What differs between operating systems, and nothing else."""
+"""What differs per operating system, and nothing else: everything above asks here.
+
+Leaf package: imports only the standard library and `wherry.errors`. All functions are synchronous;
+those that wait say so and take a deadline.
+"""
+
+from __future__ import annotations
+
+from wherry.osutil.files import atomic_write, fsync_directory, private_directory, sync_descriptor
+from wherry.osutil.host import cpu_count, raise_file_limit, total_memory
+from wherry.osutil.locks import LockHeld, lock_file
+from wherry.osutil.process import (
+    ProcessIdentity,
+    exit_status,
+    identify,
+    is_alive,
+    kill,
+    spawn_detached,
+    terminate,
+    wait_gone,
+)
+
+__all__ = [
+    "LockHeld",
+    "ProcessIdentity",
+    "atomic_write",
+    "cpu_count",
+    "exit_status",
+    "fsync_directory",
+    "identify",
+    "is_alive",
+    "kill",
+    "lock_file",
+    "private_directory",
+    "raise_file_limit",
+    "spawn_detached",
+    "sync_descriptor",
+    "terminate",
+    "total_memory",
+    "wait_gone",
+]

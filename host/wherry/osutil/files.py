@@ -1,0 +1,110 @@
+"""Directories that are ours alone, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from wherry.errors import StorageError
+
+_REPLACE_RETRY_SECONDS = 2.0
+"""Windows refuses to replace a file that a scanner or reader has open: a moment later it works."""
+
+
+def private_directory(path: Path) -> Path:
+    """Make `path` (and missing parents) a directory that only this user can enter; return it.
+
+    One that exists must be a directory of ours and no symlink (a stranger may have put it into a
+    shared temporary folder); looser permissions are tightened.
+
+    Raises:
+        StorageError: it is a symlink, no directory, another user's, or cannot be made.
+    """
+    try:
+        _make(path)
+        if sys.platform != "win32":
+            _check_ours(path, path.lstat())
+    except OSError as error:
+        raise StorageError(f"cannot make the directory {path}: {error.strerror}") from error
+    return path
+
+
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` by a file with these bytes: after a crash it holds the old bytes or the new.
+
+    Raises:
+        OSError: as from open, write and rename; `path` is then untouched.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            sync_descriptor(file.fileno())
+        temporary.chmod(mode)
+        _replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames in `path` durable. Windows cannot open directories and needs no help."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """fsync that reaches the medium: macOS's stops at the drive's cache (fcntl(2), F_FULLFSYNC)."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError:
+            pass  # network file systems do not know it; fsync is then the best there is
+    os.fsync(descriptor)
+
+
+def _make(path: Path) -> None:
+    if not path.parent.exists():
+        _make(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_ours(path: Path, status: os.stat_result) -> None:
+    if sys.platform == "win32":
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise StorageError(f"{path} is a symbolic link", hint="remove it; Wherry wants a directory")
+    if status.st_uid != os.geteuid():
+        raise StorageError(
+            f"{path} belongs to another user (uid {status.st_uid})",
+            hint="remove it, or set WHERRY_HOME to a directory of your own",
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        path.chmod(0o700)
+
+
+def _replace(source: Path, target: Path) -> None:
+    deadline = time.monotonic() + _REPLACE_RETRY_SECONDS
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

@@ -1,0 +1,247 @@
+"""Processes that outlive us, and how to know one again.
+
+A pid alone names nobody: it is used again. A process is its pid and the time it was started, read
+from the kernel. A zombie counts as dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_SECONDS = 0.02
+
+_PROC_PIDTBSDINFO = 3
+_BSDINFO_SIZE = 136
+_BSDINFO_STATUS = struct.Struct("=4xI")
+_BSDINFO_START = struct.Struct("=120xQQ")
+_SZOMB = 5
+"""macOS, bsd/sys/proc_info.h struct proc_bsdinfo (pbi_status, pbi_start_tvsec/usec), sys/proc.h."""
+
+_PROCESS_TERMINATE = 0x0001
+_PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+_STILL_ACTIVE = 259
+"""Windows, winnt.h and minwinbase.h."""
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Detached processes that are still our children: kept so that `exit_status` can reap them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process, unmistakably: `start_time` is opaque text that differs for each use of the pid."""
+
+    pid: int
+    start_time: str
+
+
+def spawn_detached(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    log: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> int:
+    """Start a program that lives on when we end, are interrupted, or lose our terminal.
+
+    It gets its own session (POSIX), or no console, a process group of its own and, where allowed, a
+    place outside our job object (Windows). Standard input is empty; output is appended to `log`.
+
+    Returns:
+        Its pid. While we live, `exit_status(pid)` tells how it ended.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    with log.open("ab") as output:
+        process = _popen([os.fspath(arg) for arg in argv], output.fileno(), cwd, env)
+    _children[process.pid] = process
+    return process.pid
+
+
+def exit_status(pid: int) -> int | None:
+    """How a process that `spawn_detached` of this process started has ended; None while it runs.
+
+    Negative: the signal that ended it.
+
+    Raises:
+        KeyError: not started here.
+    """
+    return _children[pid].poll()
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The identity of the process that has this pid now; None when there is none."""
+    start_time = _start_time(pid)
+    return None if start_time is None else ProcessIdentity(pid, start_time)
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    return identify(identity.pid) == identity
+
+
+def wait_gone(identity: ProcessIdentity, timeout: float) -> bool:
+    """Wait until the process has ended. False when it still runs after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while is_alive(identity):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def terminate(identity: ProcessIdentity, *, grace: float = 5.0) -> None:
+    """Ask the process to end; after `grace` seconds kill it. Nothing happens when it is not alive.
+
+    Windows cannot ask: there it is killed. Blocks the thread for up to `grace` + 5 seconds.
+
+    Raises:
+        TimeoutError: it is alive 5 s after it was killed (stuck in the kernel).
+        PermissionError: it is another user's.
+    """
+    if sys.platform != "win32":
+        _signal(identity, signal.SIGTERM)
+        if wait_gone(identity, grace):
+            return
+    kill(identity)
+    if not wait_gone(identity, 5.0):
+        raise TimeoutError(f"process {identity.pid} is still there 5 s after it was killed")
+
+
+def kill(identity: ProcessIdentity) -> None:
+    """End the process at once. Nothing happens when it is not alive."""
+    if sys.platform == "win32":
+        _windows_kill(identity)
+    else:
+        _signal(identity, signal.SIGKILL)
+
+
+def _popen(
+    argv: list[str], output: int, cwd: Path | None, env: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    if sys.platform == "win32":
+        flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                env=env,
+                creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB,
+            )
+        except PermissionError:  # our job forbids breaking away: then we live and die with it
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                env=env,
+                creationflags=flags,
+            )
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=cwd,
+        env=env,
+        start_new_session=True,
+    )
+
+
+def _signal(identity: ProcessIdentity, number: int) -> None:
+    if is_alive(identity):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(identity.pid, number)
+
+
+def _start_time(pid: int) -> str | None:
+    if pid <= 0:
+        return None
+    if sys.platform == "win32":
+        return _windows_start_time(pid)
+    if sys.platform == "darwin":
+        return parse_bsdinfo(_macos_bsdinfo(pid))
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    ticks = parse_proc_stat(text)
+    if ticks is None:
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}:{ticks}"
+
+
+def parse_proc_stat(text: bytes) -> int | None:
+    """Start time in clock ticks since boot, of proc_pid_stat(5); None for a zombie.
+
+    The name in parentheses may hold anything, so fields are counted from its end.
+    """
+    fields = text[text.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def parse_bsdinfo(data: bytes) -> str | None:
+    """Start time from struct proc_bsdinfo; None when it is short (no such process) or a zombie."""
+    if len(data) < _BSDINFO_SIZE or _BSDINFO_STATUS.unpack_from(data)[0] == _SZOMB:
+        return None
+    seconds, microseconds = _BSDINFO_START.unpack_from(data)
+    return f"{seconds}.{microseconds:06}"
+
+
+def _macos_bsdinfo(pid: int) -> bytes:
+    libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
+    buffer = ctypes.create_string_buffer(_BSDINFO_SIZE)
+    size = libproc.proc_pidinfo(pid, _PROC_PIDTBSDINFO, ctypes.c_uint64(0), buffer, _BSDINFO_SIZE)
+    return buffer.raw[: max(size, 0)]
+
+
+def _windows_start_time(pid: int) -> str | None:
+    if sys.platform != "win32":
+        return None
+    kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel32.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel32.OpenProcess(_PROCESS_QUERY_LIMITED_INFORMATION, False, pid)
+    if not handle:
+        return None
+    handle = ctypes.c_void_p(handle)
+    try:
+        code = ctypes.c_uint32(0)
+        times = (ctypes.c_uint64 * 4)()  # FILETIMEs: creation, exit, kernel, user
+        pointers = [ctypes.byref(times, 8 * index) for index in range(4)]
+        if not kernel32.GetExitCodeProcess(handle, ctypes.byref(code)):
+            raise ctypes.WinError(ctypes.get_last_error())
+        if code.value != _STILL_ACTIVE:
+            return None
+        if not kernel32.GetProcessTimes(handle, *pointers):
+            raise ctypes.WinError(ctypes.get_last_error())
+        return str(times[0])
+    finally:
+        kernel32.CloseHandle(handle)
+
+
+def _windows_kill(identity: ProcessIdentity) -> None:
+    if sys.platform != "win32" or not is_alive(identity):
+        return
+    kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel32.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel32.OpenProcess(_PROCESS_TERMINATE, False, identity.pid)
+    if not handle:
+        raise ctypes.WinError(ctypes.get_last_error())
+    try:
+        kernel32.TerminateProcess(ctypes.c_void_p(handle), 1)
+    finally:
+        kernel32.CloseHandle(ctypes.c_void_p(handle))
