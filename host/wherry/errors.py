@@ -22,7 +22,8 @@
     ├── StorageError                 500  disk full, layout damaged
     └── EngineUnreachable            500  the CLI found no engine and could not start one
 
-`message` is in the user's words, `hint` is a next step, `exit_code` is the CLI's, `http_status` the API's.
+`message` is in the user's words, `hint` is a next step, `exit_code` is the CLI's, `http_status` the
+API's.
 """
 
 from __future__ import annotations

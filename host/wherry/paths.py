@@ -21,7 +21,7 @@ _LONGEST_SOCKET_NAME = "rescue.sock"
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """The directory of all state: `WHERRY_HOME`, else `~/.wherry`, on Windows `%LOCALAPPDATA%\\Wherry`."""
+    """All state: `WHERRY_HOME`, else `~/.wherry`, on Windows `%LOCALAPPDATA%\\Wherry`."""
     if configured := environ.get("WHERRY_HOME"):
         return Path(configured).expanduser().absolute()
     if sys.platform == "win32":

@@ -74,7 +74,9 @@ def _from_file(file: Path) -> dict[str, object]:
     values: dict[str, object] = {}
     for key, value in data.items():
         if key not in known:
-            raise InvalidInput(f"{file}: unknown setting {key!r}", hint=f"known: {', '.join(known)}")
+            raise InvalidInput(
+                f"{file}: unknown setting {key!r}", hint=f"known: {', '.join(known)}"
+            )
         values[key] = _checked(file, key, value)
     return values
 

@@ -1,1 +1,1 @@
-"""The Docker Engine API over HTTP. Translates; holds no state."""
+"""The Docker Engine API over HTTP. Translates requests to `wherry.engine`; holds no state."""

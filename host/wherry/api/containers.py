@@ -1,0 +1,199 @@
+"""Routes under /containers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from wherry import detachkeys
+from wherry.api import fields, views
+from wherry.api.http import Hijack, RawConnection, Request, Response, json_response
+from wherry.api.streams import content_type, log_bytes, relay
+from wherry.api.timefmt import parse_time
+from wherry.errors import InvalidInput, WherryError
+
+if TYPE_CHECKING:
+    from wherry.engine.engine import Engine
+    from wherry.engine.model import ExitStatus
+
+
+async def create(engine: Engine, request: Request) -> Response:
+    body = request.json()
+    host_config = body.pop("HostConfig", None) or {}
+    networking = body.pop("NetworkingConfig", None)
+    fields.check(fields.CONFIG, body)
+    fields.check(fields.HOST_CONFIG, host_config, "HostConfig.")
+    fields.check_networking(networking)
+    if not body.get("Image"):
+        raise InvalidInput("config: Image is empty", hint="name the image to run")
+    container = await engine.containers.create(
+        request.text("name") or None,
+        body,
+        host_config,
+        platform=request.text("platform") or None,
+    )
+    return json_response({"Id": container.id, "Warnings": []}, 201)
+
+
+async def listing(engine: Engine, request: Request) -> Response:
+    found = engine.containers.list(
+        all=request.flag("all"), filters=request.filters(), limit=request.number("limit") or 0
+    )
+    return json_response([views.container_summary(container) for container in found])
+
+
+async def inspect(engine: Engine, request: Request) -> Response:
+    return json_response(views.container_inspect(engine.containers.get(request.args["id"])))
+
+
+async def start(engine: Engine, request: Request) -> Response:
+    await engine.containers.start(request.args["id"])
+    return Response(204)
+
+
+async def stop(engine: Engine, request: Request) -> Response:
+    await engine.containers.stop(
+        request.args["id"], timeout=request.number("t"), signal=request.text("signal") or None
+    )
+    return Response(204)
+
+
+async def restart(engine: Engine, request: Request) -> Response:
+    await engine.containers.restart(request.args["id"], timeout=request.number("t"))
+    return Response(204)
+
+
+async def kill(engine: Engine, request: Request) -> Response:
+    await engine.containers.kill(request.args["id"], request.text("signal") or "KILL")
+    return Response(204)
+
+
+async def remove(engine: Engine, request: Request) -> Response:
+    if request.flag("link"):
+        raise WherryError("link is not implemented", http_status=501)
+    await engine.containers.remove(request.args["id"], force=request.flag("force"))
+    return Response(204)
+
+
+async def rename(engine: Engine, request: Request) -> Response:
+    name = request.text("name")
+    if not name:
+        raise InvalidInput("name is empty")
+    await engine.containers.rename(request.args["id"], name.removeprefix("/"))
+    return Response(204)
+
+
+async def resize(engine: Engine, request: Request) -> Response:
+    rows, columns = request.number("h") or 0, request.number("w") or 0
+    await engine.containers.resize(request.args["id"], rows, columns)
+    return Response(200)
+
+
+async def wait(engine: Engine, request: Request) -> Response:
+    """The headers go out at once: clients wait before they start, and need them to go on."""
+    condition = request.text("condition") or "not-running"
+    waiter = engine.containers.waiter(request.args["id"], condition)
+
+    async def answer() -> AsyncIterator[bytes]:
+        status: ExitStatus = await waiter
+        result: dict[str, Any] = {"StatusCode": status.code}
+        if status.error:
+            result["Error"] = {"Message": status.error}
+        yield json.dumps(result).encode() + b"\n"
+
+    return Response(200, answer(), "application/json")
+
+
+async def attach(engine: Engine, request: Request) -> Hijack:
+    stdin = request.flag("stdin")
+    keys = detachkeys.parse_keys(request.text("detachKeys") or detachkeys.DEFAULT)
+    attachment = await engine.containers.attach(
+        request.args["id"],
+        stdin=stdin,
+        stdout=request.flag("stdout"),
+        stderr=request.flag("stderr"),
+        logs=request.flag("logs"),
+        stream=request.flag("stream"),
+    )
+
+    async def run(connection: RawConnection) -> None:
+        await relay(attachment, connection, stdin=stdin, detach_keys=keys)
+
+    return Hijack(run, content_type(attachment.tty, request.version))
+
+
+async def logs(engine: Engine, request: Request) -> Response:
+    container = engine.containers.get(request.args["id"])
+    stdout, stderr = request.flag("stdout"), request.flag("stderr")
+    if not (stdout or stderr):
+        raise InvalidInput("Bad parameters: you must choose at least one stream")
+    tail = request.text("tail") or "all"
+    tty = bool(container.config.get("Tty"))
+    frames = engine.containers.logs(
+        container.id,
+        stdout=stdout,
+        stderr=stderr,
+        follow=request.flag("follow"),
+        since_ns=parse_time(request.text("since")),
+        until_ns=parse_time(request.text("until")),
+        tail=None if tail == "all" else request.number("tail"),
+    )
+    body = log_bytes(frames, tty=tty, timestamps=request.flag("timestamps"))
+    return Response(200, body, content_type(tty, request.version))
+
+
+async def create_exec(engine: Engine, request: Request) -> Response:
+    config = request.json()
+    fields.check(fields.EXEC, config)
+    if not config.get("Cmd"):
+        raise InvalidInput("No exec command specified")
+    execution = engine.execs.create(request.args["id"], config)
+    return json_response({"Id": execution.id}, 201)
+
+
+async def start_exec(engine: Engine, request: Request) -> Response | Hijack:
+    options = request.json()
+    execution = engine.execs.get(request.args["id"])
+    detach, tty = bool(options.get("Detach")), bool(options.get("Tty"))
+    attachment = await engine.execs.start(execution.id, detach=detach, tty=tty)
+    if attachment is None:
+        return Response(200)
+    stdin = bool(execution.config.get("AttachStdin"))
+    keys = detachkeys.parse_keys(execution.config.get("DetachKeys") or detachkeys.DEFAULT)
+
+    async def run(connection: RawConnection) -> None:
+        await relay(attachment, connection, stdin=stdin, detach_keys=keys)
+
+    return Hijack(run, content_type(attachment.tty, request.version))
+
+
+async def inspect_exec(engine: Engine, request: Request) -> Response:
+    return json_response(views.exec_inspect(engine.execs.get(request.args["id"])))
+
+
+async def resize_exec(engine: Engine, request: Request) -> Response:
+    rows, columns = request.number("h") or 0, request.number("w") or 0
+    await engine.execs.resize(request.args["id"], rows, columns)
+    return Response(200)
+
+
+TABLE = [
+    ("GET", "/containers/json", listing),
+    ("POST", "/containers/create", create),
+    ("GET", "/containers/{id}/json", inspect),
+    ("POST", "/containers/{id}/start", start),
+    ("POST", "/containers/{id}/stop", stop),
+    ("POST", "/containers/{id}/restart", restart),
+    ("POST", "/containers/{id}/kill", kill),
+    ("POST", "/containers/{id}/rename", rename),
+    ("POST", "/containers/{id}/resize", resize),
+    ("POST", "/containers/{id}/wait", wait),
+    ("POST", "/containers/{id}/attach", attach),
+    ("GET", "/containers/{id}/logs", logs),
+    ("DELETE", "/containers/{id}", remove),
+    ("POST", "/containers/{id}/exec", create_exec),
+    ("POST", "/exec/{id}/start", start_exec),
+    ("GET", "/exec/{id}/json", inspect_exec),
+    ("POST", "/exec/{id}/resize", resize_exec),
+]

@@ -1,0 +1,79 @@
+"""Routes of what Docker has no endpoint for, under /wherry/v1: the machine and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from wherry.api.http import Request, Response, json_lines, json_response
+from wherry.api.progress import Message, Report, with_progress
+
+if TYPE_CHECKING:
+    from wherry.engine.engine import Engine
+
+_CONSOLE_LINES = 1000
+
+
+async def inspect(engine: Engine, _request: Request) -> Response:
+    return json_response(engine.machine.inspect())
+
+
+async def start(engine: Engine, _request: Request) -> Response:
+    """JSON lines: {"phase", "done", "total"}, …, then {"machine": its inspect}."""
+
+    async def work(report: Report) -> Message:
+        def progress(phase: str, done: int, total: int) -> None:
+            report({"phase": phase, "done": done, "total": total})
+
+        await engine.images.ensure_builtin(progress)
+        await engine.machine.ensure_running(progress)
+        return {"machine": engine.machine.inspect()}
+
+    return json_lines(with_progress(work))
+
+
+async def upgrade(engine: Engine, _request: Request) -> Response:
+    """JSON lines: progress, then {"changed": [{"name", "old", "new"}]}."""
+
+    async def work(report: Report) -> Message:
+        def progress(phase: str, done: int, total: int) -> None:
+            report({"phase": phase, "done": done, "total": total})
+
+        changes = await engine.machine.upgrade(progress)
+        return {"changed": changes}
+
+    return json_lines(with_progress(work))
+
+
+async def stop(engine: Engine, _request: Request) -> Response:
+    await engine.machine.stop()
+    return json_response(engine.machine.inspect())
+
+
+async def console(engine: Engine, request: Request) -> Response:
+    """The last lines of the serial console, as text. `lines`: how many."""
+    wanted = request.number("lines", _CONSOLE_LINES) or _CONSOLE_LINES
+    text = await asyncio.to_thread(engine.machine.console_tail, wanted)
+    return Response(200, text.encode("utf-8", "replace"), "text/plain; charset=utf-8")
+
+
+async def engine_facts(engine: Engine, _request: Request) -> Response:
+    facts: dict[str, Any] = engine.facts()
+    return json_response(facts)
+
+
+async def engine_stop(engine: Engine, _request: Request) -> Response:
+    """End the engine process; the machine and its containers go on."""
+    engine.request_exit()
+    return Response(204)
+
+
+TABLE = [
+    ("GET", "/wherry/v1/machine", inspect),
+    ("POST", "/wherry/v1/machine/start", start),
+    ("POST", "/wherry/v1/machine/stop", stop),
+    ("POST", "/wherry/v1/machine/upgrade", upgrade),
+    ("GET", "/wherry/v1/machine/console", console),
+    ("GET", "/wherry/v1/engine", engine_facts),
+    ("POST", "/wherry/v1/engine/stop", engine_stop),
+]

@@ -1,0 +1,241 @@
+"""The HTTP server: one task per connection, h11 for the protocol, hijack for byte streams.
+
+A request's handler is cancelled when its client goes away. Nothing is pipelined: the bytes that
+arrive while a handler runs are kept for the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import h11
+
+from wherry.api.http import Hijack, Request, Response, error_response, split_target
+from wherry.api.routes import ROUTES
+from wherry.errors import InvalidInput, WherryError
+
+if TYPE_CHECKING:
+    from wherry.engine.engine import Engine
+
+READ_SIZE = 256 * 1024
+BODY_LIMIT = 8 * 1024 * 1024
+"""Bytes of a request body; Docker's own clients send a few KiB of JSON."""
+
+_COMMON_HEADERS = (
+    ("Api-Version", "1.50"),
+    ("Docker-Experimental", "false"),
+    ("Ostype", "linux"),
+    ("Server", "Wherry"),
+)
+_CLIENT_GONE = (ConnectionError, BrokenPipeError, h11.RemoteProtocolError)
+
+_T = TypeVar("_T")
+log = logging.getLogger(__name__)
+
+
+async def serve(engine: Engine, socket_path: Path, stop: asyncio.Event) -> None:
+    """Serve the API on a Unix socket (mode 0600) until `stop` is set; a stale one is replaced."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        try:
+            await _Connection(engine, reader, writer).run()
+        except asyncio.CancelledError:
+            pass  # the server is closing
+        finally:
+            connections.discard(task)
+
+    with contextlib.suppress(FileNotFoundError):
+        socket_path.unlink()
+    server = await asyncio.start_unix_server(accept, socket_path, limit=READ_SIZE, backlog=256)
+    socket_path.chmod(0o600)
+    try:
+        await stop.wait()
+    finally:
+        server.close()
+        for task in tuple(connections):
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+        with contextlib.suppress(FileNotFoundError):
+            socket_path.unlink()
+
+
+class _Connection:
+    """One client, from accept to close."""
+
+    def __init__(
+        self, engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=64 * 1024)
+
+    async def run(self) -> None:
+        try:
+            while await self._one_request():
+                self._http.start_next_cycle()
+        except _CLIENT_GONE as error:
+            log.debug("client gone: %s", error)
+        finally:
+            self._writer.close()
+            with contextlib.suppress(*_CLIENT_GONE):
+                await self._writer.wait_closed()
+
+    async def _one_request(self) -> bool:
+        """Serve one request; True when the connection can carry another."""
+        event = await self._next_event()
+        if not isinstance(event, h11.Request):
+            return False
+        head = event
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers
+        }
+        ours = headers.get("user-agent", "").startswith("wherry/")
+        answer = await self._answer(head, headers, separate_hint=ours)
+        if answer is None:
+            return False
+        if isinstance(answer, Hijack):
+            await self._hijack(answer, upgrade="upgrade" in headers)
+            return False
+        await self._send(answer, head_only=head.method == b"HEAD")
+        return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+
+    async def _answer(
+        self, head: h11.Request, headers: dict[str, str], *, separate_hint: bool
+    ) -> Response | Hijack | None:
+        """The handler's answer, any error as a response; None when the client left meanwhile."""
+        try:
+            path, version, query = split_target(head.target.decode("latin-1"))
+            handler, args = ROUTES.find(head.method.decode("ascii"), path)
+            body = await self._body()
+            request = Request(
+                head.method.decode("ascii"), path, query, headers, body, version, args
+            )
+            return await self._unless_gone(handler(self._engine, request))
+        except WherryError as error:
+            return error_response(error, separate_hint=separate_hint)
+        except (asyncio.CancelledError, *_CLIENT_GONE):
+            raise
+        except Exception as error:  # the edge: a bug is an answer and a traceback
+            log.exception("bug while serving %s", head.target)
+            return error_response(
+                WherryError(f"internal error: {type(error).__name__}: {error}"),
+                separate_hint=separate_hint,
+            )
+
+    async def _unless_gone(self, handling: Coroutine[Any, Any, _T]) -> _T | None:
+        """Await the handler; cancel it and return None when the client closes the connection."""
+        work = asyncio.ensure_future(handling)
+        gone = asyncio.ensure_future(self._client_left())
+        try:
+            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+            return await work if work.done() else None
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _client_left(self) -> None:
+        """Return when the client has closed; early bytes are kept for h11."""
+        while data := await self._reader.read(READ_SIZE):
+            self._http.receive_data(data)
+
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while True:
+            event = self._http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            if self._http.they_are_waiting_for_100_continue:
+                await self._write_event(
+                    h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+                )
+            self._http.receive_data(await self._reader.read(READ_SIZE))
+
+    async def _body(self) -> bytes:
+        """The request's body. Raises InvalidInput when it is too large."""
+        body = bytearray()
+        while True:
+            event = await self._next_event()
+            if isinstance(event, h11.EndOfMessage):
+                return bytes(body)
+            if not isinstance(event, h11.Data):
+                raise ConnectionResetError("the client closed in the middle of a request")
+            body += event.data
+            if len(body) > BODY_LIMIT:
+                raise InvalidInput(f"the request body is larger than {BODY_LIMIT} bytes")
+
+    async def _send(self, response: Response, *, head_only: bool) -> None:
+        headers = [*_COMMON_HEADERS, *response.headers.items()]
+        if response.content_type:
+            headers.append(("Content-Type", response.content_type))
+        body = response.body
+        if isinstance(body, bytes):
+            headers.append(("Content-Length", str(len(body))))
+            await self._write_event(h11.Response(status_code=response.status, headers=headers))
+            if body and not head_only:
+                await self._write_event(h11.Data(data=body))
+        else:
+            await self._write_event(h11.Response(status_code=response.status, headers=headers))
+            if not head_only:
+                await self._send_stream(body)
+        if self._http.our_state is not h11.MUST_CLOSE:
+            await self._write_event(h11.EndOfMessage())
+
+    async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
+        async def copy() -> bool:
+            async for part in body:
+                await self._write_event(h11.Data(data=part))
+            return True
+
+        if await self._unless_gone(copy()) is None:
+            raise ConnectionResetError("the client left in the middle of an answer")
+
+    async def _write_event(self, event: h11.Event) -> None:
+        data = self._http.send(event)
+        if data:
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def _hijack(self, hijack: Hijack, *, upgrade: bool) -> None:
+        """Answer as Docker does (raw, outside h11) and hand over the connection."""
+        if upgrade:
+            status = "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+        else:
+            status = "HTTP/1.1 200 OK\r\n"
+        common = "".join(f"{name}: {value}\r\n" for name, value in _COMMON_HEADERS)
+        head = f"{status}{common}Content-Type: {hijack.content_type}\r\n\r\n"
+        self._writer.write(head.encode("ascii"))
+        await self._writer.drain()
+        early, _ = self._http.trailing_data
+        await hijack.run(_Raw(bytes(early), self._reader, self._writer))
+
+
+class _Raw:
+    """A hijacked connection."""
+
+    def __init__(
+        self, early: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._early = early
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self) -> bytes:
+        """The next bytes from the client; b"" when it closed (or half-closed)."""
+        if self._early:
+            data, self._early = self._early, b""
+            return data
+        return await self._reader.read(READ_SIZE)
+
+    async def write(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()

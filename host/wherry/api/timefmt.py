@@ -1,0 +1,70 @@
+"""Times and durations as Docker writes and reads them. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+
+from wherry.errors import InvalidInput
+
+ZERO_TIME = "0001-01-01T00:00:00Z"
+"""Go's zero time: what Docker shows for "never"."""
+
+_NS = 1_000_000_000
+
+
+def rfc3339(time_ns: int | None, *, fixed: bool = False) -> str:
+    """RFC 3339 in UTC with nanoseconds, trailing zeros cut unless `fixed`; nothing: `ZERO_TIME`."""
+    if not time_ns:
+        return ZERO_TIME
+    seconds, nanoseconds = divmod(time_ns, _NS)
+    moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f".{nanoseconds:09d}"
+    return f"{moment}{fraction if fixed else fraction.rstrip('0').rstrip('.')}Z"
+
+
+def parse_time(text: str) -> int | None:
+    """Unix seconds with an optional fraction, or RFC 3339, as nanoseconds; None for "" and 0.
+
+    Raises:
+        InvalidInput: neither form.
+    """
+    if not text or text == "0":
+        return None
+    try:
+        return int(Decimal(text) * _NS)
+    except InvalidOperation:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(f"{text!r} is not a time", hint="use Unix seconds or RFC 3339") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1_000_000) * 1000
+
+
+def human_duration(seconds: float) -> str:
+    """As Docker's tables say it: "5 seconds", "About a minute", "3 weeks"."""
+    whole = int(seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole == 1:
+        return "1 second"
+    if whole < 60:
+        return f"{whole} seconds"
+    minutes = whole // 60
+    if minutes == 1:
+        return "About a minute"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    hours = round(whole / 3600)
+    if hours == 1:
+        return "About an hour"
+    if hours < 48:
+        return f"{hours} hours"
+    days = hours // 24
+    for unit, length, limit in (("days", 1, 14), ("weeks", 7, 60), ("months", 30, 730)):
+        if days < limit:
+            return f"{days // length} {unit}"
+    return f"{days // 365} years"
