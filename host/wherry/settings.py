@@ -32,7 +32,7 @@ class Settings:
         qemu: path of a qemu-system-* binary, or of the directory that holds them.
         accel: auto, kvm, hvf, whpx or tcg.
         default_machine: the machine that commands talk to.
-        insecure_registries: `host[:port]` names that may be asked over plain HTTP (loopback always may).
+        insecure_registries: `host[:port]` that may be asked over HTTP (loopback always may).
         cpus, memory_mib, disk_gib: the size of a new machine; 0: chosen from the host's.
     """
 
