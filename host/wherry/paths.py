@@ -71,6 +71,11 @@ class MachinePaths:
         return self.root / "engine.lock"
 
     @property
+    def start_lock(self) -> Path:
+        """Held by a client while it starts an engine, so that two clients start one."""
+        return self.root / "start.lock"
+
+    @property
     def api_socket(self) -> Path:
         """The Docker Engine API."""
         return self.sockets / "api.sock"

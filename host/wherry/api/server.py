@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import h11
@@ -38,8 +38,8 @@ _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
-async def serve(engine: Engine, socket_path: Path, stop: asyncio.Event) -> None:
-    """Serve the API on a Unix socket (mode 0600) until `stop` is set; a stale one is replaced."""
+async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve the API on a listening socket until `stop` is set; open connections are then cut."""
     connections: set[asyncio.Task[None]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,10 +53,7 @@ async def serve(engine: Engine, socket_path: Path, stop: asyncio.Event) -> None:
         finally:
             connections.discard(task)
 
-    with contextlib.suppress(FileNotFoundError):
-        socket_path.unlink()
-    server = await asyncio.start_unix_server(accept, socket_path, limit=READ_SIZE, backlog=256)
-    socket_path.chmod(0o600)
+    server = await asyncio.start_unix_server(accept, sock=listener, limit=READ_SIZE)
     try:
         await stop.wait()
     finally:
@@ -64,8 +61,6 @@ async def serve(engine: Engine, socket_path: Path, stop: asyncio.Event) -> None:
         for task in tuple(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
-        with contextlib.suppress(FileNotFoundError):
-            socket_path.unlink()
 
 
 class _Connection:

@@ -19,6 +19,7 @@ from wherry.osutil.process import (
     terminate,
     wait_gone,
 )
+from wherry.osutil.sockets import listen_unix
 
 __all__ = [
     "LockHeld",
@@ -30,6 +31,7 @@ __all__ = [
     "identify",
     "is_alive",
     "kill",
+    "listen_unix",
     "lock_file",
     "private_directory",
     "raise_file_limit",

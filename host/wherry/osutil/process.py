@@ -50,11 +50,13 @@ def spawn_detached(
     log: Path,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> int:
     """Start a program that lives on when we end, are interrupted, or lose our terminal.
 
     It gets its own session (POSIX), or no console, a process group of its own and, where allowed, a
-    place outside our job object (Windows). Standard input is empty; output is appended to `log`.
+    place outside our job object (Windows). Output is appended to `log`; `stdin` is a descriptor to
+    inherit as standard input, by default there is none.
 
     Returns:
         Its pid. While we live, `exit_status(pid)` tells how it ended.
@@ -63,7 +65,7 @@ def spawn_detached(
         OSError: it could not be started.
     """
     with log.open("ab") as output:
-        process = _popen([os.fspath(arg) for arg in argv], output.fileno(), cwd, env)
+        process = _popen([os.fspath(arg) for arg in argv], stdin, output.fileno(), cwd, env)
     _children[process.pid] = process
     return process.pid
 
@@ -126,14 +128,14 @@ def kill(identity: ProcessIdentity) -> None:
 
 
 def _popen(
-    argv: list[str], output: int, cwd: Path | None, env: Mapping[str, str] | None
+    argv: list[str], stdin: int, output: int, cwd: Path | None, env: Mapping[str, str] | None
 ) -> subprocess.Popen[bytes]:
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
         try:
             return subprocess.Popen(
                 argv,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=output,
                 cwd=cwd,
@@ -143,7 +145,7 @@ def _popen(
         except PermissionError:  # our job forbids breaking away: then we live and die with it
             return subprocess.Popen(
                 argv,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=output,
                 cwd=cwd,
@@ -152,7 +154,7 @@ def _popen(
             )
     return subprocess.Popen(
         argv,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=output,
         stderr=output,
         cwd=cwd,

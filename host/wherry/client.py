@@ -1,0 +1,320 @@
+"""The CLI's way to the engine: HTTP/1.1 over its Unix socket, and hijacked byte streams. Blocking.
+
+An engine that does not answer is started: the listening socket is bound here and inherited by the
+engine, so that a client can connect at once and nobody polls for the engine to come up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import h11
+
+from wherry import __version__
+from wherry.errors import EngineUnreachable, WherryError
+from wherry.paths import Home, MachinePaths
+
+READ_SIZE = 256 * 1024
+_API = "/v1.50"
+_START_DEADLINE = 30.0
+"""Seconds that another client may take to start the engine."""
+
+
+class EngineError(WherryError):
+    """The engine's own answer: its status, message, hint and exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body) if self.body else None
+
+
+class Client:
+    """A client of one machine's engine. Requests share a connection; streams have their own."""
+
+    def __init__(self, home: Home, machine: str) -> None:
+        self.home = home
+        self.machine = machine
+        self.paths = home.machine(machine)
+        self._shared: _Http | None = None
+
+    def running(self) -> bool:
+        """True when an engine answers; none is started."""
+        try:
+            self._shared = self._shared or _Http(_connect(self.paths))
+        except OSError:
+            return False
+        return True
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+    ) -> Reply:
+        """One request and its whole answer.
+
+        Raises:
+            EngineError: the engine answered with an error.
+            EngineUnreachable: no engine answers and none could be started.
+        """
+        fresh = self._shared is None
+        if self._shared is None:
+            self._shared = _Http(self._open())
+        http = self._shared
+        try:
+            http.send(method, _target(path, query), body)
+            status, headers = http.response()
+            reply = Reply(status, headers, b"".join(http.body()))
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            self._shared = None
+            if fresh:
+                raise self._ended() from error
+            return self.request(method, path, query=query, body=body)
+        if not http.reusable():
+            self._shared = None
+        _raise_for(reply)
+        return reply
+
+    def lines(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+    ) -> Iterator[dict[str, Any]]:
+        """A stream of JSON objects, one per line. Raises as `request`, also in mid-stream."""
+        pending = b""
+        for part in self.stream(method, path, query=query, body=body):
+            *complete, pending = (pending + part).split(b"\n")
+            for line in complete:
+                if line.strip():
+                    yield _checked_line(json.loads(line))
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+    ) -> Iterator[bytes]:
+        """The answer's body as it arrives, on a connection of its own; the request is sent now."""
+        http = _Http(self._open())
+        try:
+            http.send(method, _target(path, query), body)
+            status, headers = http.response()
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            raise self._ended() from error
+        if status >= 400:
+            _raise_for(Reply(status, headers, b"".join(http.body())))
+        return self._parts(http)
+
+    def hijack(
+        self, path: str, *, query: Mapping[str, object] | None = None, body: object = None
+    ) -> tuple[socket.socket, bytes]:
+        """POST that turns the connection into a byte stream.
+
+        Returns:
+            The connected socket, and the bytes that came right behind the answer's head.
+        """
+        http = _Http(self._open())
+        try:
+            http.send("POST", _target(path, query), body, upgrade=True)
+            status, headers = http.response()
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            raise self._ended() from error
+        if status != 101:
+            _raise_for(Reply(status, headers, b"".join(http.body())))
+            raise EngineError(f"the engine answered {status} instead of opening a stream")
+        return http.detach()
+
+    def _parts(self, http: _Http) -> Iterator[bytes]:
+        try:
+            yield from http.body()
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            raise self._ended() from error
+        finally:
+            http.close()
+
+    def _open(self) -> socket.socket:
+        try:
+            return _connect(self.paths)
+        except OSError:
+            return start_engine(self.home, self.machine)
+
+    def _ended(self) -> EngineUnreachable:
+        tail = _last_line(self.paths)
+        return EngineUnreachable(
+            f"the engine of machine {self.machine!r} ended" + (f": {tail}" if tail else ""),
+            hint=f"its log is {self.paths.engine_log}",
+        )
+
+
+def start_engine(home: Home, machine: str) -> socket.socket:
+    """Start the engine of `machine` unless another client just did; returns a connection to it.
+
+    Raises:
+        EngineUnreachable: it could not be started.
+    """
+    # Here, since commands that find an engine should not pay for these imports.
+    from wherry.osutil import listen_unix, lock_file, private_directory, spawn_detached
+
+    paths = home.machine(machine)
+    private_directory(home.root)
+    private_directory(paths.root)
+    private_directory(paths.sockets)
+    with lock_file(paths.start_lock, timeout=_START_DEADLINE):
+        try:
+            return _connect(paths)
+        except OSError:
+            pass  # still none: it is ours to start
+        listener = listen_unix(paths.api_socket)
+        try:
+            spawn_detached(
+                [sys.executable, "-m", "wherry.engine", "--machine", machine, "--inherited"],
+                log=paths.engine_log,
+                cwd=home.root,
+                env={**os.environ, "WHERRY_HOME": os.fspath(home.root)},
+                stdin=listener.fileno(),
+            )
+            return _connect(paths)
+        except OSError as error:
+            raise EngineUnreachable(f"cannot start the engine: {error}") from error
+        finally:
+            listener.close()
+
+
+class _Http:
+    """One connection; h11 speaks the protocol."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._http = h11.Connection(h11.CLIENT)
+
+    def send(self, method: str, target: str, body: object, *, upgrade: bool = False) -> None:
+        payload = b"" if body is None else json.dumps(body).encode()
+        headers = [
+            ("Host", "wherry"),
+            ("User-Agent", f"wherry/{__version__}"),
+            ("Content-Length", str(len(payload))),
+        ]
+        if body is not None:
+            headers.append(("Content-Type", "application/json"))
+        if upgrade:
+            headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")]
+        events: list[h11.Event] = [h11.Request(method=method, target=target, headers=headers)]
+        if payload:
+            events.append(h11.Data(data=payload))
+        events.append(h11.EndOfMessage())
+        self._socket.sendall(b"".join(self._http.send(event) or b"" for event in events))
+
+    def response(self) -> tuple[int, dict[str, str]]:
+        """Status and headers; their names in lower case."""
+        while True:
+            event = self._event()
+            if isinstance(event, (h11.Response, h11.InformationalResponse)):
+                if event.status_code == 100:
+                    continue
+                headers = {
+                    name.decode("ascii"): value.decode("latin-1") for name, value in event.headers
+                }
+                return event.status_code, headers
+            raise ConnectionResetError("the engine closed the connection")
+
+    def body(self) -> Iterator[bytes]:
+        while True:
+            event = self._event()
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                return
+            else:
+                raise ConnectionResetError("the engine closed the connection")
+
+    def reusable(self) -> bool:
+        """Make ready for the next request, if the connection can carry one."""
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            return True
+        self.close()
+        return False
+
+    def detach(self) -> tuple[socket.socket, bytes]:
+        return self._socket, bytes(self._http.trailing_data[0])
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _event(self) -> h11.Event | type[h11.PAUSED]:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(self._socket.recv(READ_SIZE))
+        return event
+
+
+def _connect(paths: MachinePaths) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(os.fspath(paths.api_socket))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _target(path: str, query: Mapping[str, object] | None) -> str:
+    """Path and query; None is left out, True and False are 1 and 0, other objects are JSON."""
+    values = {}
+    for name, value in (query or {}).items():
+        if isinstance(value, bool):
+            values[name] = str(int(value))
+        elif isinstance(value, (dict, list)):
+            values[name] = json.dumps(value)
+        elif value is not None:
+            values[name] = str(value)
+    prefix = "" if path.startswith("/wherry/") else _API
+    return f"{prefix}{path}" + (f"?{urlencode(values)}" if values else "")
+
+
+def _raise_for(reply: Reply) -> None:
+    if reply.status < 400:
+        return
+    try:
+        data = reply.json()
+        message, hint = str(data["message"]), data.get("hint")
+        exit_code = int(data.get("exit_code", 1))
+    except (ValueError, TypeError, KeyError):
+        message, hint, exit_code = f"the engine answered with status {reply.status}", None, 1
+    raise EngineError(message, hint=hint, exit_code=exit_code, http_status=reply.status)
+
+
+def _checked_line(line: dict[str, Any]) -> dict[str, Any]:
+    if "error" in line:
+        detail = line.get("errorDetail") or {}
+        raise EngineError(str(line["error"]), hint=detail.get("hint"))
+    return line
+
+
+def _last_line(paths: MachinePaths) -> str:
+    try:
+        with paths.engine_log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
