@@ -2,16 +2,19 @@
 
 Rules:
 
-- One AF_UNIX SOCK_SEQPACKET pair; one datagram is one message: a small JSON header, a newline, a body. PID 1 reads the
-  header only; the body (spec, rootfs) goes unread to the forked child. A body above INLINE_BODY travels in a memfd,
-  which is then the message's last descriptor.
-- PID 1 never waits for the agent; the agent may wait (at most SEND_TIMEOUT) for PID 1, whose loop is tiny.
-- *Nothing is lost with an agent.* What `keep` gave, every key that was spawned and every exit stay with PID 1 until
-  `drop` or `forget`. To a new agent PID 1 repeats `Started` for every key and `Exited` for every ended one.
-- *Terminals are made in the container.* With tty=True the child opens the pty in the container's own devpts (so `tty`
-  says /dev/pts/0), makes it the controlling terminal and its stdio, binds it to /dev/console (a container, not an exec), and sends the
-  master up: `Started.terminal`. The size is `process.consoleSize`. PID 1 keeps a duplicate of the master until
-  `forget(key)`, so an agent that crashes does not hang up the container.
+- One AF_UNIX SOCK_SEQPACKET pair; one datagram is one message: a small JSON header, a newline,
+  a body. PID 1 reads the header only; the body (spec, rootfs) goes unread to the forked child. A
+  body above INLINE_BODY travels in a memfd, which is then the message's last descriptor.
+- PID 1 never waits for the agent; the agent may wait (at most SEND_TIMEOUT) for PID 1, whose loop
+  is tiny.
+- *Nothing is lost with an agent.* What `keep` gave, every key that was spawned and every exit stay
+  with PID 1 until `drop` or `forget`. To a new agent PID 1 repeats `Started` for every key and
+  `Exited` for every ended one.
+- *Terminals are made in the container.* With tty=True the child opens the pty in the container's
+  own devpts (so `tty` says /dev/pts/0), makes it the controlling terminal and its stdio, binds it
+  to /dev/console (a container, not an exec), and sends the master up: `Started.terminal`. The size
+  is `process.consoleSize`. PID 1 keeps a duplicate of the master until `forget(key)`, so an agent
+  that crashes does not hang up the container.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 INLINE_BODY: Final = 32 * 1024
-"""A longer body travels in a memfd; a datagram must fit the socket's send buffer (net.core.wmem_default, 212,992)."""
+"""A longer body travels in a memfd: a datagram must fit net.core.wmem_default (212,992 bytes)."""
 
 SEND_TIMEOUT: Final = 10.0
 """Seconds that the agent waits for PID 1 to take a message before it calls PID 1 hung."""
@@ -36,6 +39,11 @@ MAX_DESCRIPTORS: Final = 250
 """Descriptors in one message; the kernel's SCM_MAX_FD is 253 (include/net/scm.h)."""
 
 _MAX_DATAGRAM: Final = 192 * 1024
+
+# Names of the standard library that exist on Linux only; mypy checks this file for all platforms.
+_os: Final[Any] = os
+_socket: Final[Any] = socket
+_select: Final[Any] = select
 
 
 class ZygoteError(Exception):
@@ -48,7 +56,8 @@ class Rootfs:
 
     Args:
         lowerdirs: names relative to /run/wherry/l, topmost first, at most 500, none twice.
-        upperdir, workdir: absolute paths on one file system; both None: the root is read-only, made of the lowers alone.
+        upperdir, workdir: absolute paths on one file system; both None: the root is made of the
+            lowers alone and cannot be written.
     """
 
     lowerdirs: tuple[str, ...]
@@ -58,7 +67,7 @@ class Rootfs:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The process was exec'd. `terminal` is the pty's master (owned by the receiver) when tty was asked for."""
+    """The process was exec'd. `terminal`: the pty's master, owned by the receiver, with tty."""
 
     key: str
     pid: int
@@ -86,7 +95,7 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended; `status` is a wait status (os.waitstatus_to_exitcode). Repeated to a new agent until `forget`."""
+    """The process ended. `status` is a wait status (os.waitstatus_to_exitcode)."""
 
     key: str
     pid: int
@@ -115,8 +124,8 @@ Message = Started | SpawnFailed | Exited | Kept
 class Zygote:
     """The agent's side. Nothing here blocks, but for a full socket (see SEND_TIMEOUT).
 
-    A failed `spawn` or `exec` is reported by `receive` as SpawnFailed, never raised; ZygoteError means that PID 1 is gone.
-    Descriptors passed in are duplicated: the caller keeps (and closes) its own.
+    A failed `spawn` or `exec` is reported by `receive` as SpawnFailed, never raised; ZygoteError
+    means that PID 1 is gone. Descriptors passed in are duplicated: the caller keeps its own.
     """
 
     def __init__(self, control_socket_fd: int) -> None:
@@ -155,10 +164,11 @@ class Zygote:
         """Start a container: answered by Started or SpawnFailed.
 
         Args:
-            key: names it in every message; must not be in use (a key is in use until `forget` or SpawnFailed).
+            key: names it in every message; free, that is, never used, forgotten or failed.
             spec: an OCI runtime spec 1.2 as a dict.
             stdio: the three descriptors; None with tty (the terminal comes with Started).
-            cgroup: path below the containers' cgroup, "ID"; made here, removed here only when the start fails.
+            cgroup: path below the containers' cgroup, "ID"; made here, removed here only when the
+                start fails.
         """
         body = {"spec": spec, "rootfs": asdict(rootfs)}
         self._start({"op": "spawn", "key": key, "tty": tty, "cgroup": cgroup}, body, stdio)
@@ -172,12 +182,16 @@ class Zygote:
         stdio: tuple[int, int, int] | None,
         tty: bool,
     ) -> None:
-        """Run one more process in the container whose first process is `target_pid`. `process`: an OCI process object."""
+        """Run one more process in the container whose first process is `target_pid`.
+
+        Args:
+            process: an OCI process object. The rest as in `spawn`.
+        """
         header = {"op": "exec", "key": key, "tty": tty, "cgroup": cgroup, "target": target_pid}
         self._start(header, {"process": process}, stdio)
 
     def keep(self, name: str, fds: Sequence[int]) -> None:
-        """Let PID 1 hold duplicates of `fds` (1 to 250) under `name`; an older set of that name is closed."""
+        """Let PID 1 hold duplicates of `fds` (1 to 250) as `name`; an older `name` is closed."""
         if not 1 <= len(fds) <= MAX_DESCRIPTORS:
             raise ValueError(f"keep takes 1 to {MAX_DESCRIPTORS} descriptors, not {len(fds)}")
         self._send({"op": "keep", "name": name}, fds=fds)
@@ -191,15 +205,16 @@ class Zygote:
         self._send({"op": "fetch"})
 
     def forget(self, key: str) -> None:
-        """Free the key: its exit is stored for good. Before the exit it is an error that is ignored; unknown keys are fine."""
+        """Free the key of an exited process, whose exit is stored for good; others are ignored."""
         self._send({"op": "forget", "key": key})
 
     def replace_agent(self, directory: str, digest: str) -> None:
         """Put another agent in this one's place.
 
-        PID 1 kills this process and execs a fresh interpreter with `directory` (it holds `wherry_guest/`) first on
-        sys.path, which calls `wherry_guest.agent.main`. When that one keeps crashing, PID 1 goes back to its own agent.
-        The environment of the new one has WHERRY_AGENT_DIGEST=digest.
+        PID 1 kills this process and execs a fresh interpreter with `directory` (it holds
+        `wherry_guest/`) first on sys.path, which calls `wherry_guest.agent.main`. When that one
+        keeps crashing, PID 1 goes back to its own agent. WHERRY_AGENT_DIGEST in the new one's
+        environment is `digest`.
         """
         self._send({"op": "replace", "directory": directory, "digest": digest})
 
@@ -212,9 +227,12 @@ class Zygote:
         self._send({"op": "reboot"})
 
     def info(self) -> Pid1Info:
-        """PID 1's version and code digest. PID 1 says where its code lies in its first message; the digest is made here."""
+        """PID 1's version and code digest.
+
+        PID 1's first message says where its code lies; the digest is made here.
+        """
         while self._info is None:
-            _wait(self._socket, select.POLLIN, "PID 1 to say its version")
+            _wait(self._socket, _select.POLLIN, "PID 1 to say its version")
             packet = receive_packet(self._socket)
             if packet is not None:
                 self._decode(packet)
@@ -231,7 +249,7 @@ class Zygote:
 
     def _send(self, header: Mapping[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> None:
         while not send_packet(self._socket, header, body, fds):
-            _wait(self._socket, select.POLLOUT, "PID 1 to take a message")
+            _wait(self._socket, _select.POLLOUT, "PID 1 to take a message")
 
     def _decode(self, packet: Packet) -> Message | None:
         header, fds = packet.header, packet.fds
@@ -277,9 +295,10 @@ _DECODERS: Final[Mapping[Any, Callable[[Mapping[str, Any], list[int]], Message]]
 
 
 def code_digest(directory: Path) -> str:
-    """The sha256 (hex) of the package `directory`/wherry_guest: of each *.py file's name, length and bytes, in name order.
+    """The sha256 (hex) of `directory`/wherry_guest: each *.py file's name, length, bytes, by name.
 
-    Host and guest get the same value for the same code: it says whether a running agent is the installed one.
+    Host and guest get the same value for the same code, so it says whether a running agent is the
+    installed one.
     """
     import hashlib  # here: PID 1 needs no digests and should not pay for the import
 
@@ -318,7 +337,7 @@ def send_packet(
         header, body = {**header, "memfd": True}, b""
     data = json.dumps(header).encode() + b"\n"
     try:
-        socket.send_fds(sock, [data, body], [*fds, *extra])
+        _socket.send_fds(sock, [data, body], [*fds, *extra])
     except BlockingIOError:
         return False
     except OSError as error:
@@ -338,8 +357,8 @@ def receive_packet(sock: socket.socket) -> Packet | None:
         ZygoteError: the other end is gone, or what came is not a message.
     """
     try:
-        data, fds, flags, _ = socket.recv_fds(
-            sock, _MAX_DATAGRAM, MAX_DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC
+        data, fds, flags, _ = _socket.recv_fds(
+            sock, _MAX_DATAGRAM, MAX_DESCRIPTORS + 1, _socket.MSG_CMSG_CLOEXEC
         )
     except BlockingIOError:
         return None
@@ -357,14 +376,14 @@ def receive_packet(sock: socket.socket) -> Packet | None:
 
 
 def _wait(sock: socket.socket, event: int, what: str) -> None:
-    poller = select.poll()
+    poller = _select.poll()
     poller.register(sock, event)
     if not poller.poll(SEND_TIMEOUT * 1000):
         raise ZygoteError(f"waited {SEND_TIMEOUT:.0f} s for {what}")
 
 
 def _memfd(data: bytes) -> int:
-    fd = os.memfd_create("wherry-message", os.MFD_CLOEXEC)
+    fd: int = _os.memfd_create("wherry-message", _os.MFD_CLOEXEC)
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -373,6 +392,6 @@ def _memfd(data: bytes) -> int:
 
 def _read_all(fd: int) -> bytes:
     try:
-        return os.pread(fd, os.fstat(fd).st_size, 0)
+        return bytes(_os.pread(fd, os.fstat(fd).st_size, 0))
     finally:
         os.close(fd)
