@@ -1,0 +1,579 @@
+"""The guest's end of the link: calls in; results, events and streams out; over one port.
+
+The rule: the protocol is `wire.Connection`'s, this module only moves its bytes and hands what it
+says to handlers. The port is a virtio-serial port, which is unlike a socket: without a host it reads
+as ended and polls as hung up *for ever*, so it is then asked by a timer instead; and a host that went
+and came again between two reads shows only by its HELLO. A socket works too: when it ends, it is
+opened anew. Stdlib only; imports anywhere, runs where there is `os.readv`.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from wherry_guest import wire
+from wherry_guest.loop import Loop, Timer
+
+PORT_NAME: Final = "wherry.agent"
+
+READ_PIECE: Final = 4096
+"""A read of a virtio-serial port gives at most one of the driver's page-sized buffers (Linux,
+drivers/char/virtio_console.c, fill_readbuf); one readv gathers many of them."""
+
+READ_PIECES: Final = 32
+OUTPUT_BATCH: Final = 128 * 1024
+"""Bytes taken from the connection at a time: what an urgent frame may have to wait for."""
+
+ROUND_LIMIT: Final = 512 * 1024
+"""Bytes read or written before other descriptors get their turn."""
+
+LOOK_FIRST: Final = 0.001
+LOOK_LIMIT: Final = 0.05
+"""Seconds between two looks for a host: at first, and after back-off."""
+
+STREAM_QUEUE_LIMIT: Final = 256 * 1024
+"""Bytes that a stream may hold beyond its credit before `GuestStream.write` refuses."""
+
+
+class CallError(Exception):
+    """A handler's answer that is an error. `code` is one of those in docs/agent-calls.md."""
+
+    def __init__(self, code: str, message: str, data: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class Deferred(enum.Enum):
+    """The type of `DEFERRED`."""
+
+    TOKEN = enum.auto()
+
+
+DEFERRED: Final = Deferred.TOKEN
+"""What a handler returns that answers later, by `call.reply` or `call.fail`."""
+
+
+class Call:
+    """One call from the host. Answer it once; when its session has ended, an answer goes nowhere."""
+
+    __slots__ = ("_channel", "id", "method")
+
+    def __init__(self, channel: Channel, id: int, method: str) -> None:
+        self._channel: Channel | None = channel
+        self.id = id
+        self.method = method
+
+    @property
+    def pending(self) -> bool:
+        """False once it was answered, or the host that asked is gone for good."""
+        return self._channel is not None
+
+    def reply(self, result: dict[str, Any] | None = None) -> None:
+        """Answer with `result`, a dict that JSON can express.
+
+        Raises:
+            TypeError, ValueError: it cannot; the call is then still pending.
+        """
+        if self._channel is not None:
+            self._channel._answer(self.id, result)
+            self._channel = None
+
+    def fail(self, code: str, message: str, data: dict[str, Any] | None = None) -> None:
+        """Answer with an error; `data` as in `reply`."""
+        if self._channel is not None:
+            self._channel._refuse(self.id, code, message, data)
+            self._channel = None
+
+    def _orphan(self) -> None:
+        self._channel = None
+
+
+Handler = Callable[[dict[str, Any], Call], object]
+
+
+class GuestStream:
+    """One byte stream, both directions. Get it by `channel.stream(id)` in the call that names it.
+
+    Receiving: chunks go to the `on_data` callback as they come; until there is one, and while
+    paused, they are held and the host gets no more credit for them. `on_end` follows the last chunk.
+    Sending: `write` takes everything, and says False when it is time to stop until `on_writable`.
+    `on_reset` comes at most once, and nothing after it. Callbacks may be set at any time.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_data",
+        "_delivering",
+        "_end",
+        "_ended",
+        "_held",
+        "_on_reset",
+        "_paused",
+        "_reason",
+        "_wire",
+        "_writable",
+        "id",
+    )
+
+    def __init__(self, channel: Channel, state: wire.StreamState) -> None:
+        self.id = state.id
+        self._channel = channel
+        self._wire = state
+        self._held: deque[bytes] = deque()
+        self._data: Callable[[bytes], None] | None = None
+        self._end: Callable[[], None] | None = None
+        self._on_reset: Callable[[str], None] | None = None
+        self._writable: Callable[[], None] | None = None
+        self._reason: str | None = None
+        self._paused = False
+        self._ended = False
+        self._delivering = False
+
+    def on_data(self, callback: Callable[[bytes], None]) -> None:
+        self._data = callback
+        self._channel._loop.call_soon(self._deliver)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """The host has half-closed: no more data comes; writing is still possible."""
+        self._end = callback
+        self._channel._loop.call_soon(self._deliver)
+
+    def on_reset(self, callback: Callable[[str], None]) -> None:
+        """The stream is dead in both directions; the callback gets the reason."""
+        self._on_reset = callback
+        self._channel._loop.call_soon(self._deliver)
+
+    def on_writable(self, callback: Callable[[], None]) -> None:
+        """Called after a `write` that returned False, once there is credit again."""
+        self._writable = callback
+
+    def pause(self) -> None:
+        """Hold what comes from now on; the host may still send what its credit allows."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._deliver()
+
+    @property
+    def credit(self) -> int:
+        """Bytes that may be written before `write` says False."""
+        return max(0, self._wire.room)
+
+    @property
+    def open(self) -> bool:
+        """Whether `write` makes sense: not ended by us, not reset."""
+        return self._wire.sending
+
+    def write(self, data: bytes) -> bool:
+        """Send `data`; False: the credit is used up, stop until `on_writable`.
+
+        Data for a stream that is reset is dropped (True: nobody needs to wait).
+
+        Raises:
+            BufferError: far more was written than the host gave credit for.
+            ValueError: after `end()`.
+        """
+        if self._wire.room < -STREAM_QUEUE_LIMIT:
+            raise BufferError(f"stream {self.id}: written on without waiting for on_writable")
+        writable = self._channel._conn.send(self._wire, data)
+        self._channel._flush_soon()
+        return writable
+
+    def end(self) -> None:
+        """Half-close, after what was written. Nothing happens when it was ended or reset before."""
+        self._channel._conn.end(self._wire)
+        self._channel._flush_soon()
+
+    def reset(self, reason: str) -> None:
+        """Kill both directions at once; the host sees `reason`. Our own `on_reset` is not called."""
+        self._channel._conn.reset(self._wire, reason)
+        self._channel._streams.pop(self.id, None)
+        self._held.clear()
+        self._channel._flush_soon()
+
+    def _received(self, data: bytes) -> None:
+        if self._paused or self._data is None or self._held:
+            self._held.append(data)
+        else:
+            self._channel._conn.consumed(self._wire, len(data))
+            self._data(data)
+
+    def _host_ended(self) -> None:
+        self._ended = True
+        self._deliver()
+
+    def _was_reset(self, reason: str) -> None:
+        self._held.clear()
+        self._reason = reason
+        self._deliver()
+
+    def _became_writable(self) -> None:
+        if self._writable is not None:
+            self._writable()
+
+    def _deliver(self) -> None:
+        """Hand over what is due: held data, then the end; or the reset. Callbacks may call us."""
+        if self._reason is not None:
+            callback, self._on_reset = self._on_reset, None
+            if callback is not None:
+                callback(self._reason)
+            return
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self._held and not self._paused and self._data is not None:
+                chunk = self._held.popleft()
+                self._channel._conn.consumed(self._wire, len(chunk))
+                self._data(chunk)
+        finally:
+            self._delivering = False
+        self._channel._flush_soon()
+        if self._ended and not self._held and not self._paused and self._end is not None:
+            callback_end, self._end = self._end, None
+            callback_end()
+
+
+class Channel:
+    """Serves the host's calls over a port, for as long as the loop runs.
+
+    Args:
+        loop: runs everything here.
+        open_port: gives a descriptor that we own and close, or raises OSError when there is none
+            yet (it is then tried again); see `open_agent_port`.
+        handlers: by method. A handler gets (params, call) and returns its result (a dict or None),
+            raises CallError, or returns DEFERRED. Handlers run in the order of the calls and must
+            not block. Any other exception answers the call with code `failed` and the traceback.
+        hello: what the host shall know of us, as JSON: `{"agent": {"version": …, "digest": …}}`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        open_port: Callable[[], int],
+        handlers: Mapping[str, Handler],
+        hello: dict[str, Any],
+    ) -> None:
+        self._loop = loop
+        self._open_port = open_port
+        self._handlers = handlers
+        self._conn = wire.Connection(wire.Role.GUEST, hello)
+        self._fd = -1
+        self._reopens = False
+        self._look_after = LOOK_FIRST
+        self._look_timer: Timer | None = None
+        self._tick_timer: Timer | None = None
+        self._flush_due = False
+        self._writing = False
+        self._backlog: deque[memoryview] = deque()
+        self._pages = memoryview(bytearray(READ_PIECE * READ_PIECES))
+        self._pieces = [
+            self._pages[at : at + READ_PIECE] for at in range(0, len(self._pages), READ_PIECE)
+        ]
+        self._calls: dict[int, Call] = {}
+        self._streams: dict[int, GuestStream] = {}
+        self._settled: list[tuple[Callable[[], None], Timer]] = []
+        self._on_session: Callable[[dict[str, Any]], None] | None = None
+
+    def start(self) -> None:
+        """Open the port and begin to serve."""
+        self._open()
+
+    def close(self) -> None:
+        """Stop serving and close the port; nothing that was queued is waited for."""
+        self._abandon_port()
+        for timer in (self._look_timer, self._tick_timer, *(timer for _, timer in self._settled)):
+            if timer is not None:
+                timer.cancel()
+        self._settled.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def connected(self) -> bool:
+        """Whether a host has said HELLO and is still there."""
+        return self._conn.established
+
+    @property
+    def peer(self) -> dict[str, Any] | None:
+        """The last host's HELLO."""
+        return self._conn.peer
+
+    def emit(self, name: str, payload: dict[str, Any]) -> int:
+        """Tell the host of an event; it is kept and sent again until the host has stored it.
+
+        Returns its id, counted from 1.
+        """
+        event_id = self._conn.emit(name, payload, time.time_ns())
+        self._flush_soon()
+        return event_id
+
+    def stream(self, id: int) -> GuestStream:
+        """The stream that a call's parameters name.
+
+        Raises:
+            CallError: `invalid`; the host has not opened it, or it is closed already.
+        """
+        stream = self._streams.get(id)
+        if stream is None:
+            raise CallError("invalid", f"there is no stream {id}")
+        return stream
+
+    def on_session(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Call `callback(host's HELLO)` when a new session began: earlier streams were reset."""
+        self._on_session = callback
+
+    def when_settled(self, callback: Callable[[], None], timeout: float) -> None:
+        """Call `callback` once the host has received everything sent so far, at the latest after
+        `timeout` seconds: for a last answer before the machine goes off."""
+
+        def expire() -> None:
+            self._settled.remove(entry)
+            callback()
+
+        entry = (callback, self._loop.call_later(timeout, expire))
+        self._settled.append(entry)
+        self._conn.ping()
+        self._flush_soon()
+
+    # The port.
+
+    def _open(self) -> None:
+        try:
+            self._fd = self._open_port()
+        except OSError:
+            self._look_later(self._open)
+            return
+        os.set_blocking(self._fd, False)
+        self._reopens = stat.S_ISSOCK(os.fstat(self._fd).st_mode)
+        self._look()
+
+    def _look(self) -> None:
+        """Find out whether a host is there: with none, a virtio-serial port reads as ended."""
+        try:
+            data = os.read(self._fd, READ_PIECE)
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
+        if data == b"":
+            self._host_gone()
+            return
+        self._look_after = LOOK_FIRST
+        self._loop.add_reader(self._fd, self._on_readable)
+        self._conn.begin()
+        if data:
+            self._dispatch(self._conn.receive(data))
+        self._flush_soon()
+        self._arm_tick()
+
+    def _look_later(self, look: Callable[[], None]) -> None:
+        self._look_timer = self._loop.call_later(self._look_after, look)
+        self._look_after = min(2 * self._look_after, LOOK_LIMIT)
+
+    def _host_gone(self) -> None:
+        self._abandon_port()
+        if self._reopens:
+            os.close(self._fd)
+            self._fd = -1
+            self._look_later(self._open)
+        else:
+            self._look_later(self._look)
+
+    def _abandon_port(self) -> None:
+        self._conn.lost()
+        self._backlog.clear()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+        self._writing = False
+
+    def _on_readable(self) -> None:
+        budget = ROUND_LIMIT
+        while budget > 0:
+            try:
+                count = os.readv(self._fd, self._pieces)
+            except BlockingIOError:
+                break
+            except OSError:
+                count = 0
+            if count == 0:
+                self._host_gone()
+                return
+            budget -= count
+            self._dispatch(self._conn.receive(bytes(self._pages[:count])))
+            if count < len(self._pages):
+                break  # most likely empty; if not, the loop says so
+        self._flush_soon()
+        if self._conn.patience is not None:
+            self._arm_tick()
+
+    def _arm_tick(self) -> None:
+        patience = self._conn.patience
+        if self._tick_timer is None and patience is not None:
+            self._tick_timer = self._loop.call_later(patience, self._tick)
+
+    def _tick(self) -> None:
+        self._tick_timer = None
+        self._dispatch(self._conn.tick())
+        self._flush_soon()
+        self._arm_tick()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due and not self._writing:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what the port takes. While it is full, the loop's writer goes on with it."""
+        self._flush_due = False
+        if self._fd < 0 or not self._conn.connected:
+            return
+        budget = ROUND_LIMIT
+        while budget > 0:
+            if not self._backlog and not self._refill():
+                self._set_writing(False)
+                return
+            try:
+                count = os.writev(self._fd, self._backlog)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._host_gone()
+                return
+            budget -= count
+            self._written(count)
+        self._set_writing(True)
+
+    def _refill(self) -> bool:
+        self._backlog.extend(map(memoryview, self._conn.take(OUTPUT_BATCH)))
+        if self._backlog:
+            self._dispatch(self._conn.events())
+        return bool(self._backlog)
+
+    def _written(self, count: int) -> None:
+        backlog = self._backlog
+        while count:
+            head = backlog[0]
+            if count < len(head):
+                backlog[0] = head[count:]
+                return
+            count -= len(head)
+            backlog.popleft()
+
+    def _set_writing(self, on: bool) -> None:
+        if on and not self._writing:
+            self._loop.add_writer(self._fd, self._flush)
+        elif self._writing and not on:
+            self._loop.remove_writer(self._fd)
+        self._writing = on
+
+    # What the connection says.
+
+    def _dispatch(self, events: list[wire.Event]) -> None:
+        for event in events:
+            self._on_event(event)
+        if self._settled and self._conn.settled:
+            for callback, timer in self._settled:
+                timer.cancel()
+                self._loop.call_soon(callback)
+            self._settled.clear()
+
+    def _on_event(self, event: wire.Event) -> None:
+        match event:
+            case wire.DataReceived(id, data):
+                if (stream := self._streams.get(id)) is not None:
+                    stream._received(data)
+            case wire.CallReceived(id, method, params):
+                self._on_call(id, method, params)
+            case wire.Writable(id):
+                if (stream := self._streams.get(id)) is not None:
+                    stream._became_writable()
+            case wire.StreamOpened(state):
+                self._streams[state.id] = GuestStream(self, state)
+            case wire.StreamEnded(id):
+                if (stream := self._streams.get(id)) is not None:
+                    stream._host_ended()
+            case wire.StreamClosed(id, reason):
+                if (stream := self._streams.pop(id, None)) is not None and reason is not None:
+                    stream._was_reset(reason)
+            case wire.SessionStarted(peer):
+                if self._on_session is not None:
+                    self._on_session(peer)
+            case wire.SessionEnded(reason):
+                self._session_ended(reason)
+            case _:
+                pass  # what only the host's end hears
+
+    def _session_ended(self, reason: str) -> None:
+        calls, self._calls = self._calls, {}
+        streams, self._streams = self._streams, {}
+        for call in calls.values():
+            call._orphan()
+        for stream in streams.values():
+            stream._was_reset(reason)
+
+    def _on_call(self, id: int, method: str, params: dict[str, Any]) -> None:
+        call = self._calls[id] = Call(self, id, method)
+        handler = self._handlers.get(method)
+        try:
+            if handler is None:
+                raise CallError("unsupported", f"this agent does not know {method}")
+            result = handler(params, call)
+            if result is not DEFERRED:
+                call.reply(_as_result(method, result))
+        except CallError as error:
+            call.fail(error.code, error.message, error.data)
+        except Exception as error:  # noqa: BLE001  # a handler's bug is the caller's to see
+            call.fail("failed", f"{method}: {error or type(error).__name__}", _traceback(error))
+
+    def _answer(self, id: int, result: dict[str, Any] | None) -> None:
+        self._conn.reply(id, result)
+        del self._calls[id]
+        self._flush_soon()
+
+    def _refuse(self, id: int, code: str, message: str, data: dict[str, Any] | None) -> None:
+        self._conn.fail(id, code, message, data)
+        del self._calls[id]
+        self._flush_soon()
+
+
+def open_agent_port() -> int:
+    """Open the virtio-serial port that the host named `wherry.agent`.
+
+    By its name from udev where there is one, else by what /sys says of each port.
+
+    Raises:
+        OSError: there is no such port (yet), or somebody has it open (EBUSY).
+    """
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+    named = Path("/dev/virtio-ports", PORT_NAME)
+    if named.exists():
+        return os.open(named, flags)
+    for name_file in Path("/sys/class/virtio-ports").glob("*/name"):
+        if name_file.read_text().strip() == PORT_NAME:
+            return os.open(Path("/dev", name_file.parent.name), flags)
+    raise FileNotFoundError(f"no virtio-serial port is named {PORT_NAME}")
+
+
+def _as_result(method: str, result: object) -> dict[str, Any] | None:
+    if result is None or isinstance(result, dict):
+        return result
+    raise TypeError(f"the handler of {method} returned a {type(result).__name__}, not a dict")
+
+
+def _traceback(error: Exception) -> dict[str, Any]:
+    import traceback  # here: rarely needed, and memory in the guest is dear
+
+    return {"traceback": "".join(traceback.format_exception(error))}
