@@ -51,12 +51,14 @@ def spawn_detached(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
 ) -> int:
     """Start a program that lives on when we end, are interrupted, or lose our terminal.
 
     It gets its own session (POSIX), or no console, a process group of its own and, where allowed, a
     place outside our job object (Windows). Output is appended to `log`; `stdin` is a descriptor to
-    inherit as standard input, by default there is none.
+    inherit as standard input, by default there is none. The descriptors `pass_fds` keep their
+    numbers in it (POSIX).
 
     Returns:
         Its pid. While we live, `exit_status(pid)` tells how it ended.
@@ -65,7 +67,9 @@ def spawn_detached(
         OSError: it could not be started.
     """
     with log.open("ab") as output:
-        process = _popen([os.fspath(arg) for arg in argv], stdin, output.fileno(), cwd, env)
+        process = _popen(
+            [os.fspath(arg) for arg in argv], stdin, output.fileno(), cwd, env, pass_fds
+        )
     _children[process.pid] = process
     return process.pid
 
@@ -128,7 +132,12 @@ def kill(identity: ProcessIdentity) -> None:
 
 
 def _popen(
-    argv: list[str], stdin: int, output: int, cwd: Path | None, env: Mapping[str, str] | None
+    argv: list[str],
+    stdin: int,
+    output: int,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    pass_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
@@ -159,6 +168,7 @@ def _popen(
         stderr=output,
         cwd=cwd,
         env=env,
+        pass_fds=pass_fds,
         start_new_session=True,
     )
 
