@@ -1,0 +1,148 @@
+"""One HTTP request over urllib3: TLS with the system's trust store, the user's proxies, timeouts.
+
+Only this, `session.py` and `registry.py` know urllib3. No retries and no redirects happen here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+
+import truststore
+import urllib3
+
+from wherry import __version__
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0
+"""A connection on which nothing arrives for so long is broken."""
+
+USER_AGENT = f"wherry/{__version__}"
+_POOL_SIZE = 16
+
+
+class Transport:
+    """Sends requests; connections are kept and shared by all threads."""
+
+    def __init__(
+        self, *, connect_seconds: float = CONNECT_SECONDS, read_seconds: float = READ_SECONDS
+    ) -> None:
+        self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
+        self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        form: Mapping[str, str] | None = None,
+        verify: bool = True,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request; the body of the answer is not read yet. Close the answer.
+
+        Raises:
+            urllib3.exceptions.HTTPError: no answer came.
+        """
+        body = urllib.parse.urlencode(form) if form is not None else None
+        sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        if body is not None:
+            sent["Content-Type"] = "application/x-www-form-urlencoded"
+        return self._manager(url, verify).request(
+            method,
+            url,
+            headers=sent,
+            body=body,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            timeout=self._timeout,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            for manager in self._managers.values():
+                manager.clear()
+            self._managers.clear()
+
+    def _manager(self, url: str, verify: bool) -> urllib3.PoolManager:
+        key = (proxy_for(url), verify)
+        with self._lock:
+            if key not in self._managers:
+                self._managers[key] = _new_manager(*key)
+            return self._managers[key]
+
+
+def proxy_for(url: str) -> str | None:
+    """The user's proxy for a URL (environment, macOS and Windows settings); none for loopback."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address (without a port) is certainly this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def explain(error: BaseException) -> str:
+    """The root cause of a connection's failure, in few words."""
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return f"the name {error.conn.host} cannot be resolved"
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    root = error
+    while inner := root.__cause__ or getattr(root, "reason", None) or root.__context__:
+        if not isinstance(inner, BaseException):
+            break
+        root = inner
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {root.verify_message}"
+    if isinstance(root, urllib3.exceptions.IncompleteRead):
+        return "the connection broke off"
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror[:1].lower() + root.strerror[1:]
+    return str(root) or type(root).__name__
+
+
+def is_hopeless(error: BaseException, reached: bool) -> bool:
+    """Whether trying again is pointless: a certificate that is not trusted, or a host that does
+    not exist or listen and never did (`reached`: it has answered before)."""
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return isinstance(error.__cause__ or error.args[0], ssl.SSLCertVerificationError)
+    return isinstance(error, urllib3.exceptions.NewConnectionError) and not reached
+
+
+def _new_manager(proxy: str | None, verify: bool) -> urllib3.PoolManager:
+    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not verify:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if proxy is None:
+        return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
+    parts = urllib.parse.urlsplit(proxy)
+    headers = None
+    if parts.username is not None:
+        user = urllib.parse.unquote(parts.username)
+        password = urllib.parse.unquote(parts.password or "")
+        headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
+    return urllib3.ProxyManager(
+        proxy, maxsize=_POOL_SIZE, ssl_context=context, proxy_headers=headers
+    )
