@@ -1,1 +1,12 @@
-"""linuxkit.yml -> kernel and initrd, from signed distribution packages; any OS, no root."""
+"""linuxkit.yml -> kernel and initrd, from signed distribution packages; any OS, no root.
+
+The public functions; what they do is in docs/vm-image.md.
+"""
+
+from __future__ import annotations
+
+from .agent import agent_cpio
+from .build import LockChange, VmImage, build_image, refresh_lock
+from .errors import VmImageError
+
+__all__ = ["LockChange", "VmImage", "VmImageError", "agent_cpio", "build_image", "refresh_lock"]

@@ -1,0 +1,225 @@
+"""Which files of which packages make the image, and the image itself as a `Tree`.
+
+Pure apart from reading the packages' files. The rule: what the guest's PID 1 and agent need at run time
+(CPython with its standard library, nft, mkfs.ext4, e2fsck and their libraries), nothing that serves people,
+compilers, package managers or boot scripts. What was left out must not be missed: every shared library
+that a kept file needs is checked to be there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .archive import Package
+from .config import ConfigFile, ImageConfig
+from .deb import Member, data_members
+from .elf import is_elf, needed
+from .errors import DependencyError, FormatError
+from .modules import ModuleSource
+from .tree import DIRECTORY, Node, Tree, char_device, regular, symlink
+
+MODULES_FILE = "/etc/wherry/modules"
+PACKAGES_FILE = "/etc/wherry/packages"
+
+_MULTIARCH = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
+_LOADER_DIRECTORY = {"amd64": "lib64", "arm64": "lib"}
+
+_MERGED = ("bin", "sbin", "lib", "lib64")
+"""Debian's merged /usr: these are links in the root directory (base-files)."""
+
+_DIRECTORIES = (
+    "dev",
+    "etc",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "var/lib/wherry",
+    "var/log",
+)
+
+_DROPPED = re.compile(
+    r"""/usr/share/(applications|bash-completion|binfmts|bug|common-licenses|debconf|doc|doc-base|gdb
+          |info|initramfs-tools|lintian|locale|man|menu|nftables|pixmaps|python3|zsh)(/|$)
+      | /usr/lib/(systemd|udev|tmpfiles\.d|sysusers\.d|binfmt\.d|e2fsprogs|init)(/|$)
+      | /usr/lib/[^/]+-linux-gnu/(gconv|audit|e2fsprogs|perl|engines-3|ossl-modules)(/|$)
+      | /usr/lib/[^/]+-linux-gnu/lib(c_malloc_debug|memusage|pcprofile|mvec|thread_db|nsl|nss_hesiod
+          |nss_compat|BrokenLocale|anl|form|menu|panel|ss)[.-][^/]*$
+      | /usr/lib/python3(/|$)
+      | /usr/lib/python3\.\d+/(__phello__|ctypes/(macholib|test)|curses|dbm|distutils|ensurepip|idlelib
+          |lib2to3|pydoc_data|sqlite3|test|tests|tkinter|turtledemo|unittest|venv|wsgiref|xmlrpc|_pyrepl
+          |(antigravity|doctest|mailbox|pdb|profile|pstats|pydoc|smtplib|this|turtle|nturl2path
+            |ftplib|imaplib|poplib|cProfile|bz2|lzma|rlcompleter|webbrowser)\.py)(/|$)
+      | /usr/lib/python3\.\d+/lib-dynload/(_bz2|_codecs_|_ctypes_test|_curses|_dbm|_hashlib|_lsprof|_lzma
+          |_multibytecodec|_sqlite3|_ssl|_test|_xxtestfuzz|nis|readline|xx)[^/]*$
+      | .*/(__pycache__|tests)(/|$)
+      | .*\.(a|la|pyc|h)$
+      | /etc/(apparmor\.d|bash_completion\.d|binfmt\.d|cron\.[a-z]+|default|init\.d|kernel|logrotate\.d
+          |python3[.\d]*|sysctl\.conf)(/|$)
+      | /usr/(games|include|local|src)(/|$)
+      | /usr/bin/(chattr|lsattr|pdb3[.\d]*|py3[a-z]+|pydoc3[.\d]*|pygettext3[.\d]*)$
+      | /usr/sbin/(badblocks|debugfs|dumpe2fs|e2freefrag|e2image|e2label|e2mmpstatus|e2scrub[a-z_]*
+          |e2undo|e4crypt|e4defrag|filefrag|findfs|fsck\.ext[23]|logsave|mkfs\.ext[23]|mklost\+found)$
+    """,
+    re.X,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of an image before they are written."""
+
+    root: Tree
+    kernel: bytes
+    kernel_version: str
+    busybox: bytes
+
+
+def assemble(
+    config: ImageConfig,
+    arch: str,
+    packages: Sequence[Package],
+    files: Mapping[str, Path],
+    busybox: tuple[str, str],
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> Assembly:
+    """Unpack `packages` (found in `files` by name) into one tree and complete it.
+
+    Args:
+        busybox: (package, path) of the busybox binary, which goes into an image of its own.
+        step: called with (packages done, of how many).
+
+    Raises:
+        FormatError, DependencyError: a package is damaged, or lacks what the image needs.
+    """
+    root = _skeleton(arch)
+    kernel_files: dict[str, bytes] = {}
+    binary = b""
+    for number, package in enumerate(sorted(packages, key=lambda package: package.name)):
+        members = data_members(files[package.name].read_bytes())
+        try:
+            if package.name.startswith("linux-image-"):
+                kernel_files.update(_regular_files(members))
+            elif package.name == busybox[0]:
+                binary = _regular_files(members).get(busybox[1], b"")
+                if busybox[0] in config.init:
+                    root.add_file(busybox[1], binary, 0o755)
+            else:
+                _install(root, list(members))
+        except FormatError as error:
+            raise FormatError(f"{package.name}: {error}") from error
+        step(number + 1, len(packages))
+    if not binary:
+        raise FormatError(f"{busybox[0]} has no {busybox[1]}")
+    version = _kernel_version(kernel_files)
+    _add_modules(root, config.modules, kernel_files, version)
+    _add_package_list(root, packages)
+    for file in config.files:
+        _add_config_file(root, file)
+    check_libraries(root, arch)
+    return Assembly(root, kernel_files[f"/boot/vmlinuz-{version}"], version, binary)
+
+
+def keep(path: str) -> bool:
+    """Whether a packaged file belongs in the image."""
+    return not _DROPPED.match(path)
+
+
+def check_libraries(root: Tree, arch: str) -> None:
+    """Every library that an ELF file of the tree needs must be where the dynamic linker looks.
+
+    Raises:
+        DependencyError: names the first file and the library that it misses.
+    """
+    directories = (f"/usr/lib/{_MULTIARCH[arch]}", "/usr/lib", f"/usr/{_LOADER_DIRECTORY[arch]}")
+    for path, node in root:
+        if not node.is_file or not is_elf(node.data) or path.endswith(".ko"):
+            continue
+        for library in needed(node.data):
+            if not any(root.resolve(f"{directory}/{library}") for directory in directories):
+                raise DependencyError(
+                    f"{path} needs {library}, which is not in the image",
+                    hint="name its package in linuxkit.yml",
+                )
+
+
+def _skeleton(arch: str) -> Tree:
+    root = Tree()
+    for name in _MERGED:
+        root.add(f"/usr/{name}", DIRECTORY)
+        root.add(f"/{name}", symlink(f"usr/{name}"))
+    for name in _DIRECTORIES:
+        root.add(f"/{name}", DIRECTORY)
+    root.add("/tmp", Node(DIRECTORY.mode | 0o1777))
+    # The kernel opens /dev/console for PID 1 only when the initramfs has it (init/main.c).
+    root.add("/dev/console", char_device(5, 1, 0o600))
+    root.add("/dev/null", char_device(1, 3, 0o666))
+    return root
+
+
+def _regular_files(members: Iterable[Member]) -> dict[str, bytes]:
+    return {member.path: member.data for member in members if member.kind == "file"}
+
+
+def _install(root: Tree, members: Sequence[Member]) -> None:
+    content = {member.path: member for member in members if member.kind == "file"}
+    for member in members:
+        if not keep(member.path) or member.kind in ("device", "directory"):
+            continue  # directories come into being with their files; packages hold no devices
+        if member.kind == "symlink":
+            root.add(member.path, symlink(member.target))
+            continue
+        source = content.get(member.target) if member.kind == "hardlink" else member
+        if source is None:
+            raise FormatError(f"{member.path} is a link to nothing")
+        root.add(member.path, regular(source.data, _permissions(source)))
+
+
+def _permissions(member: Member) -> int:
+    """0755 or 0644: there is one user in the VM, and set-id bits serve nobody."""
+    return 0o755 if member.permissions & 0o111 else 0o644
+
+
+def _kernel_version(files: Mapping[str, bytes]) -> str:
+    versions = [path.removeprefix("/boot/vmlinuz-") for path in files if "/boot/vmlinuz-" in path]
+    if len(versions) != 1:
+        raise FormatError("kernel.image must bring exactly one kernel")
+    return versions[0]
+
+
+def _add_modules(
+    root: Tree, wanted: Sequence[str], kernel_files: Mapping[str, bytes], version: str
+) -> None:
+    prefix = f"/usr/lib/modules/{version}/"
+    source = ModuleSource(
+        {
+            path.removeprefix(prefix): data
+            for path, data in kernel_files.items()
+            if path.startswith(prefix)
+        }
+    )
+    lines = []
+    for module in source.load_order(wanted):
+        path = f"/lib/modules/{version}/{module.path}"
+        root.add_file(path, module.data)
+        lines.append(path + "\n")
+    root.add_file(MODULES_FILE, "".join(lines).encode())
+
+
+def _add_package_list(root: Tree, packages: Sequence[Package]) -> None:
+    lines = (f"{p.name} {p.version} {p.architecture}\n" for p in packages)
+    root.add_file(PACKAGES_FILE, "".join(sorted(lines)).encode())
+
+
+def _add_config_file(root: Tree, file: ConfigFile) -> None:
+    if file.directory:
+        root.add(file.path, Node(DIRECTORY.mode & ~0o7777 | file.mode))
+    elif file.symlink is not None:
+        root.add(file.path, symlink(file.symlink))
+    else:
+        root.add_file(file.path, (file.contents or "").encode(), file.mode)
