@@ -43,6 +43,15 @@ _DIRECTORIES = (
     "var/log",
 )
 
+_DEVICES = (
+    ("console", 5, 1, 0o600),
+    ("null", 1, 3, 0o666),
+    ("urandom", 1, 9, 0o666),
+)
+"""What PID 1 needs before it mounts devtmpfs: the kernel opens /dev/console for it (init/main.c), and Python
+asks /dev/urandom for its hash seed while the kernel's generator has no entropy yet. Numbers:
+Documentation/admin-guide/devices.txt."""
+
 _DROPPED = re.compile(
     r"""/usr/share/(applications|bash-completion|binfmts|bug|common-licenses|debconf|doc|doc-base|gdb
           |info|initramfs-tools|lintian|locale|man|menu|nftables|pixmaps|python3|zsh)(/|$)
@@ -156,9 +165,8 @@ def _skeleton(arch: str) -> Tree:
     for name in _DIRECTORIES:
         root.add(f"/{name}", DIRECTORY)
     root.add("/tmp", Node(DIRECTORY.mode | 0o1777))
-    # The kernel opens /dev/console for PID 1 only when the initramfs has it (init/main.c).
-    root.add("/dev/console", char_device(5, 1, 0o600))
-    root.add("/dev/null", char_device(1, 3, 0o666))
+    for name, major, minor, permissions in _DEVICES:
+        root.add(f"/dev/{name}", char_device(major, minor, permissions))
     return root
 
 
