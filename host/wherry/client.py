@@ -82,7 +82,7 @@ class Client:
             reply = Reply(status, headers, b"".join(http.body()))
         except (ConnectionError, h11.RemoteProtocolError) as error:
             self._shared = None
-            if fresh:
+            if fresh or method != "GET":  # what may have been carried out is not sent twice
                 raise self._ended() from error
             return self.request(method, path, query=query, body=body)
         if not http.reusable():
@@ -261,10 +261,12 @@ class _Http:
     def close(self) -> None:
         self._socket.close()
 
-    def _event(self) -> h11.Event | type[h11.PAUSED]:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
+    def _event(self) -> object:
+        while True:
+            event = self._http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
             self._http.receive_data(self._socket.recv(READ_SIZE))
-        return event
 
 
 def _connect(paths: MachinePaths) -> socket.socket:

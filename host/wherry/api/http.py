@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, unquote
@@ -112,7 +112,7 @@ class Hijack:
     content_type: str
 
 
-Handler = Callable[["Engine", Request], Awaitable[Response | Hijack]]
+Handler = Callable[["Engine", Request], Coroutine[Any, Any, Response | Hijack]]
 
 
 class Routes:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from wherry.api import containers, images, machine, system
-from wherry.api.http import Routes
+from wherry.api.http import Handler, Routes
 
 ROUTES = Routes()
 
-for _method, _pattern, _handler in (
+_TABLE: tuple[tuple[str, str, Handler], ...] = (
     *system.TABLE,
     *containers.TABLE,
     *images.TABLE,
     *machine.TABLE,
     *system.POLITE,
     *system.REST,
-):
+)
+
+for _method, _pattern, _handler in _TABLE:
     ROUTES.add(_method, _pattern, _handler)

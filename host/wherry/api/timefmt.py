@@ -42,29 +42,3 @@ def parse_time(text: str) -> int | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1_000_000) * 1000
-
-
-def human_duration(seconds: float) -> str:
-    """As Docker's tables say it: "5 seconds", "About a minute", "3 weeks"."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = round(whole / 3600)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    days = hours // 24
-    for unit, length, limit in (("days", 1, 14), ("weeks", 7, 60), ("months", 30, 730)):
-        if days < limit:
-            return f"{days // length} {unit}"
-    return f"{days // 365} years"

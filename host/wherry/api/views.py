@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from wherry.api.fields import CONFIG, HOST_CONFIG, with_defaults
-from wherry.api.timefmt import ZERO_TIME, human_duration, rfc3339
+from wherry.api.timefmt import ZERO_TIME, rfc3339
+from wherry.units import human_duration
 
 if TYPE_CHECKING:
     from wherry.engine.model import Container, Exec

@@ -1,1 +1,4 @@
-"""The command line: one small module per noun, loaded lazily. Only this package exits or knows click and rich."""
+"""The command line: one small module per noun, loaded lazily.
+
+Only this package exits the process, and only it knows click and rich.
+"""

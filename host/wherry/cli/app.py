@@ -1,0 +1,50 @@
+"""What every command needs: the home directory, the settings, the client. Made when first used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from wherry.client import Client
+from wherry.paths import Home
+from wherry.settings import Settings, load_settings
+
+_R = TypeVar("_R")
+
+
+class App:
+    """One invocation of `wherry`."""
+
+    def __init__(self, machine: str | None) -> None:
+        self._machine = machine
+        self.home = Home.default()
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        return load_settings(self.home.settings_file)
+
+    @property
+    def machine(self) -> str:
+        return self._machine or self.settings.default_machine
+
+    @functools.cached_property
+    def client(self) -> Client:
+        return Client(self.home, self.machine)
+
+    def client_of(self, machine: str) -> Client:
+        return Client(self.home, machine)
+
+
+def pass_app(function: Callable[..., _R]) -> Callable[..., _R]:
+    """Decorator of a command: its first argument is the App."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> _R:
+        app = click.get_current_context().find_object(App)
+        assert app is not None
+        return function(app, *args, **kwargs)
+
+    return wrapper

@@ -1,0 +1,130 @@
+"""`wherry`: the command group, loaded lazily; the edge where errors become messages and codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from wherry import __version__
+from wherry.cli.app import App
+from wherry.errors import WherryError
+
+_COMMANDS = {
+    "attach": "wherry.cli.run",
+    "create": "wherry.cli.run",
+    "exec": "wherry.cli.run",
+    "history": "wherry.cli.images",
+    "images": "wherry.cli.images",
+    "info": "wherry.cli.system",
+    "inspect": "wherry.cli.containers",
+    "kill": "wherry.cli.containers",
+    "logs": "wherry.cli.containers",
+    "machine": "wherry.cli.machine",
+    "ps": "wherry.cli.containers",
+    "pull": "wherry.cli.images",
+    "rename": "wherry.cli.containers",
+    "restart": "wherry.cli.containers",
+    "rm": "wherry.cli.containers",
+    "rmi": "wherry.cli.images",
+    "run": "wherry.cli.run",
+    "start": "wherry.cli.run",
+    "stop": "wherry.cli.containers",
+    "tag": "wherry.cli.images",
+    "version": "wherry.cli.system",
+    "wait": "wherry.cli.containers",
+}
+"""Command to module: only the module of the command that is run is imported."""
+
+_SUMMARIES = {
+    "attach": "Attach to a running container's input and output",
+    "create": "Create a container without starting it",
+    "exec": "Run a command in a running container",
+    "history": "Show the layers of an image",
+    "images": "List images",
+    "info": "Show facts about the engine and the machine",
+    "inspect": "Show everything about containers or images, as JSON",
+    "kill": "Send a signal to containers",
+    "logs": "Show a container's output",
+    "machine": "Manage the virtual machine that runs the containers",
+    "ps": "List containers",
+    "pull": "Fetch an image from a registry",
+    "rename": "Give a container another name",
+    "restart": "Stop and start containers",
+    "rm": "Remove containers",
+    "rmi": "Remove images",
+    "run": "Create a container from an image and run a command in it",
+    "start": "Start containers that exist",
+    "stop": "Stop containers",
+    "tag": "Give an image another name",
+    "version": "Show the versions of client and engine",
+    "wait": "Wait until containers stop; print their exit codes",
+}
+
+USAGE_ERROR = 125
+"""Docker's exit code for a wrong flag."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SUMMARIES[name]) for name in sorted(_COMMANDS)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--machine", "-M", metavar="NAME", help="The machine to talk to.")
+@click.version_option(__version__, "--version", "-v", message="Wherry version %(version)s")
+@click.pass_context
+def wherry(ctx: click.Context, machine: str | None) -> None:
+    """Run Linux containers on macOS, Windows and Linux."""
+    ctx.obj = App(machine)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry point: never returns; the process's exit code is the command's."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        result: Any = wherry.main(args=argv, prog_name="wherry", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 0
+    except click.exceptions.Abort:
+        return 130
+    except click.UsageError as error:
+        error.show()
+        return USAGE_ERROR
+    except click.ClickException as error:
+        error.show()
+        return 1
+    except WherryError as error:
+        _print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`wherry logs … | head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return result if isinstance(result, int) else 0
+
+
+def _print_error(error: WherryError) -> None:
+    print(f"wherry: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)

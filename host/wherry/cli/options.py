@@ -1,0 +1,183 @@
+"""The flags of `run` and `create`, and their translation into the body of a create request."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from wherry.errors import InvalidInput
+from wherry.units import parse_size
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerOptions:
+    """The flags as they were given."""
+
+    image: str
+    command: tuple[str, ...]
+    interactive: bool = False
+    tty: bool = False
+    rm: bool = False
+    name: str | None = None
+    env: tuple[str, ...] = ()
+    env_file: tuple[str, ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    entrypoint: str | None = None
+    hostname: str | None = None
+    label: tuple[str, ...] = ()
+    memory: str | None = None
+    memory_swap: str | None = None
+    cpus: str | None = None
+    cpu_shares: int = 0
+    cpuset_cpus: str | None = None
+    pids_limit: int | None = None
+    shm_size: str | None = None
+    network: str | None = None
+    read_only: bool = False
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    stop_signal: str | None = None
+    stop_timeout: int | None = None
+    platform: str | None = None
+    pull: str = "missing"
+    quiet: bool = False
+
+    def body(self, *, attach: bool) -> dict[str, Any]:
+        """The body of `POST /containers/create`. Raises InvalidInput for a value that is none."""
+        return {
+            "Image": self.image,
+            "Cmd": list(self.command) or None,
+            "Entrypoint": shlex.split(self.entrypoint) or [""]
+            if self.entrypoint is not None
+            else None,
+            "Env": [*_file_environment(self.env_file), *map(_environment, self.env)],
+            "WorkingDir": self.workdir or "",
+            "User": self.user or "",
+            "Hostname": self.hostname or "",
+            "Labels": dict(_pair(label) for label in self.label),
+            "Tty": self.tty,
+            "OpenStdin": self.interactive,
+            "StdinOnce": self.interactive and attach,
+            "AttachStdin": self.interactive and attach,
+            "AttachStdout": attach,
+            "AttachStderr": attach,
+            "StopSignal": self.stop_signal or "",
+            "StopTimeout": self.stop_timeout,
+            "HostConfig": self._host_config(),
+        }
+
+    def _host_config(self) -> dict[str, Any]:
+        memory = parse_size(self.memory) if self.memory else 0
+        return {
+            "AutoRemove": self.rm,
+            "NetworkMode": self.network or "default",
+            "Memory": memory,
+            "MemorySwap": _memory_swap(self.memory_swap),
+            "NanoCpus": _nano_cpus(self.cpus),
+            "CpuShares": self.cpu_shares,
+            "CpusetCpus": self.cpuset_cpus or "",
+            "PidsLimit": self.pids_limit,
+            "ShmSize": parse_size(self.shm_size) if self.shm_size else 0,
+            "ReadonlyRootfs": self.read_only,
+            "Privileged": self.privileged,
+            "CapAdd": list(self.cap_add) or None,
+            "CapDrop": list(self.cap_drop) or None,
+        }
+
+
+def container_options(function: _F) -> _F:
+    """Decorator: adds the flags that `run` and `create` share; they arrive as keyword arguments."""
+    flags = [
+        click.option("-i", "--interactive", is_flag=True, help="Keep standard input open."),
+        click.option("-t", "--tty", is_flag=True, help="Give the container a terminal."),
+        click.option("--rm", is_flag=True, help="Remove the container when it exits."),
+        click.option("--name", help="The container's name."),
+        click.option("-e", "--env", multiple=True, metavar="K=V", help="Set a variable."),
+        click.option("--env-file", multiple=True, metavar="FILE", help="Read variables."),
+        click.option("-w", "--workdir", help="The working directory."),
+        click.option("-u", "--user", help="NAME, UID, NAME:GROUP or UID:GID."),
+        click.option("--entrypoint", help="Replace the image's entrypoint."),
+        click.option("-h", "--hostname", help="The container's host name."),
+        click.option("-l", "--label", multiple=True, metavar="K=V", help="Set a label."),
+        click.option("-m", "--memory", metavar="SIZE", help="Memory limit, as in 512m."),
+        click.option("--memory-swap", metavar="SIZE", help="Memory and swap; -1: no limit."),
+        click.option("--cpus", metavar="N", help="Number of CPUs, as in 1.5."),
+        click.option("-c", "--cpu-shares", type=int, default=0, help="Relative CPU weight."),
+        click.option("--cpuset-cpus", metavar="LIST", help="CPUs to run on, as in 0-1."),
+        click.option("--pids-limit", type=int, help="Number of processes; -1: no limit."),
+        click.option("--shm-size", metavar="SIZE", help="Size of /dev/shm."),
+        click.option("--network", "--net", metavar="MODE", help="none (the default) or host."),
+        click.option("--read-only", is_flag=True, help="Mount the root file system read-only."),
+        click.option("--privileged", is_flag=True, help="All capabilities and devices."),
+        click.option("--cap-add", multiple=True, metavar="CAP", help="Add a capability."),
+        click.option("--cap-drop", multiple=True, metavar="CAP", help="Drop a capability."),
+        click.option("--stop-signal", metavar="SIGNAL", help="The signal that stops it."),
+        click.option("--stop-timeout", type=int, metavar="SECONDS", help="Grace before a kill."),
+        click.option("--platform", metavar="OS/ARCH", help="The image's platform."),
+        click.option(
+            "--pull",
+            type=click.Choice(["missing", "always", "never"]),
+            default="missing",
+            show_default=True,
+            help="When to fetch the image.",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="No progress of fetching."),
+    ]
+    for flag in reversed(flags):
+        function = flag(function)
+    return function
+
+
+def process_environment(values: Sequence[str], files: Sequence[str] = ()) -> list[str]:
+    """`K=V` entries from flags and files; a bare `K` takes our own environment's value."""
+    return [*_file_environment(files), *map(_environment, values)]
+
+
+def _environment(entry: str) -> str:
+    if "=" in entry or entry not in os.environ:
+        return entry
+    return f"{entry}={os.environ[entry]}"
+
+
+def _file_environment(files: Sequence[str]) -> list[str]:
+    entries = []
+    for file in files:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(f"cannot read {file}: {error.strerror}") from error
+        lines = [line.lstrip() for line in text.splitlines()]
+        entries += [_environment(line) for line in lines if line and not line.startswith("#")]
+    return entries
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
+def _memory_swap(text: str | None) -> int:
+    if text is None:
+        return 0
+    return -1 if text == "-1" else parse_size(text)
+
+
+def _nano_cpus(text: str | None) -> int:
+    if not text:
+        return 0
+    try:
+        count = Decimal(text)
+    except InvalidOperation:
+        raise InvalidInput(f"{text!r} is not a number of CPUs", hint="as in --cpus 1.5") from None
+    return int(count * 1_000_000_000)

@@ -1,0 +1,118 @@
+"""Progress of long work: live on a terminal (rich, imported only then), else a line per step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from wherry.cli.app import App
+    from wherry.client import Client
+
+_DONE = ("Pull complete", "Already exists")
+
+
+def ensure_machine(client: Client, *, quiet: bool = False) -> None:
+    """Start the machine when it is off, and show how that goes (on standard error)."""
+    state = client.request("GET", "/wherry/v1/machine").json()
+    if state["state"] != "running":
+        start_machine(client, quiet=quiet)
+
+
+def start_machine(client: Client, *, quiet: bool = False) -> dict[str, Any]:
+    """Start the machine; its inspect. Raises as the client does."""
+    facts: dict[str, Any] = follow(
+        client.lines("POST", "/wherry/v1/machine/start"), "machine", quiet=quiet
+    )
+    return facts
+
+
+def follow(lines: Iterable[dict[str, Any]], result: str, *, quiet: bool) -> Any:
+    """Show {"phase", "done", "total"} lines; return what the last line has under `result`."""
+    found: Any = None
+    live = sys.stderr.isatty() and not quiet
+    bars = _bars() if live else None
+    tasks: dict[str, Any] = {}
+    last = ""
+    if bars:
+        bars.start()
+    try:
+        for line in lines:
+            if result in line:
+                found = line[result]
+            elif "phase" in line and bars:
+                phase = line["phase"]
+                if phase not in tasks:
+                    tasks[phase] = bars.add_task(phase, total=None)
+                bars.update(tasks[phase], completed=line["done"], total=line["total"] or None)
+            elif "phase" in line and not quiet and line["phase"] != last:
+                last = line["phase"]
+                print(f"wherry: {last}", file=sys.stderr, flush=True)
+    finally:
+        if bars:
+            bars.stop()
+    return found
+
+
+def show_pull(lines: Iterable[dict[str, Any]], *, quiet: bool) -> None:
+    """Draw a pull as Docker does: a bar per layer on a terminal, a line per event elsewhere."""
+    live = sys.stderr.isatty() and not quiet
+    bars = _bars() if live else None
+    tasks: dict[str, Any] = {}
+    seen: set[tuple[str, str]] = set()
+    if bars:
+        bars.start()
+    try:
+        for line in lines:
+            status, layer = line.get("status", ""), line.get("id", "")
+            detail = line.get("progressDetail") or {}
+            if bars and layer:
+                if layer not in tasks:
+                    tasks[layer] = bars.add_task(layer, total=None)
+                total = detail.get("total") or (1 if status in _DONE else None)
+                done = total if status in _DONE else detail.get("current", 0)
+                bars.update(
+                    tasks[layer], description=f"{layer}: {status}", completed=done, total=total
+                )
+            elif bars:
+                bars.console.print(status, highlight=False)
+            elif not quiet and (layer, status) not in seen:
+                seen.add((layer, status))
+                print(f"{layer}: {status}" if layer else status, file=sys.stderr, flush=True)
+    finally:
+        if bars:
+            bars.stop()
+
+
+def pull(app: App, image: str, *, platform: str | None, quiet: bool) -> None:
+    """Pull `image` and show how that goes."""
+    name, tag = split_name(image)
+    query = {"fromImage": name, "tag": tag, "platform": platform}
+    show_pull(app.client.lines("POST", "/images/create", query=query), quiet=quiet)
+
+
+def split_name(image: str) -> tuple[str, str]:
+    """(repository, tag or digest); the tag is `latest` when there is none."""
+    if "@" in image:
+        name, _, digest = image.partition("@")
+        return name, digest
+    name, colon, tag = image.rpartition(":")
+    if not colon or "/" in tag:
+        return image, "latest"
+    return name, tag
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,163 @@
+"""An attached stream, from the user's side: bytes in both directions, raw terminal, signals.
+
+The main thread copies output; a daemon thread copies input, since a blocking read of a terminal
+cannot be interrupted on every system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from wherry.detachkeys import DEFAULT, DetachScanner, parse_keys
+from wherry.errors import InvalidInput
+from wherry.osutil.terminal import on_resize, raw_mode, terminal_size
+
+READ_SIZE = 256 * 1024
+_HEADER = struct.Struct(">BxxxI")
+_FORCED_EXIT = 130
+_INTERRUPTS_TO_FORCE = 3
+"""As Docker's client: the third Ctrl-C ends the client when the container does not react."""
+
+_PROXIED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """How to attach.
+
+    Attributes:
+        tty: raw bytes, the local terminal raw; else the stream is multiplexed.
+        stdin: copy our standard input.
+        resize: told (rows, columns) at the start and on each change; only with a TTY.
+        forward: told the name of a signal that we got; None: signals end us as usual.
+        detach_keys: Docker's notation; empty: the default.
+    """
+
+    tty: bool
+    stdin: bool
+    resize: Callable[[int, int], None]
+    forward: Callable[[str], None] | None = None
+    detach_keys: str = ""
+
+    def run(self, connection: socket.socket, early: bytes) -> bool:
+        """Copy until the output ends. True when the user detached. Closes the connection."""
+        pump = _Pump(self, connection)
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
+            if self.forward is not None and not self.tty:
+                stack.enter_context(_forwarding(self.forward))
+            if self.tty and sys.stdin.isatty() and self.stdin:
+                stack.enter_context(raw_mode(sys.stdin.fileno()))
+            if self.tty and sys.stdout.isatty():
+                self.resize(*terminal_size(sys.stdout.fileno()))
+                stack.enter_context(on_resize(sys.stdout.fileno(), self.resize))
+            if self.stdin:
+                threading.Thread(target=pump.copy_input, daemon=True).start()
+            pump.copy_output(early)
+        return pump.detached
+
+
+class _Pump:
+    def __init__(self, session: Session, connection: socket.socket) -> None:
+        self._connection = connection
+        self._tty = session.tty
+        keys = parse_keys(session.detach_keys or DEFAULT)
+        self._scanner = DetachScanner(keys) if session.tty else None
+        self.detached = False
+
+    def copy_input(self) -> None:
+        """Standard input to the container; runs in a thread of its own."""
+        try:
+            while data := os.read(0, READ_SIZE):
+                if self._scanner is not None:
+                    data, self.detached = self._scanner.feed(data)
+                self._connection.sendall(data)
+                if self.detached:
+                    self._connection.shutdown(socket.SHUT_RDWR)
+                    return
+            self._connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the stream has ended: the main thread tells how
+
+    def copy_output(self, early: bytes) -> None:
+        chunks = self._chunks(early)
+        if self._tty:
+            for chunk in chunks:
+                write_all(1, chunk)
+        else:
+            demultiplex(chunks)
+
+    def _chunks(self, early: bytes) -> Iterator[bytes]:
+        if early:
+            yield early
+        try:
+            while data := self._connection.recv(READ_SIZE):
+                yield data
+        except ConnectionError:
+            return  # the engine ended: what came after is in the log
+
+
+def demultiplex(chunks: Iterator[bytes]) -> None:
+    """Docker's multiplexed stream to our standard output and standard error."""
+    buffer = bytearray()
+    for chunk in chunks:
+        buffer += chunk
+        position = 0
+        while len(buffer) - position >= _HEADER.size:
+            stream, length = _HEADER.unpack_from(buffer, position)
+            end = position + _HEADER.size + length
+            if len(buffer) < end:
+                break
+            write_all(2 if stream == 2 else 1, bytes(buffer[position + _HEADER.size : end]))
+            position = end
+        del buffer[:position]
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write everything: a pipe may take less than it was given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def signal_name(text: str) -> str:
+    """`SIGTERM`, `TERM` or `15` as `SIGTERM`-like text for the engine. Raises InvalidInput."""
+    name = text.upper()
+    if name.isdigit():
+        return name
+    name = name if name.startswith("SIG") else f"SIG{name}"
+    if len(name) <= 3:
+        raise InvalidInput(f"{text!r} is not a signal")
+    return name
+
+
+@contextlib.contextmanager
+def _forwarding(forward: Callable[[str], None]) -> Iterator[None]:
+    """Send the signals that we get on to the container."""
+    interrupts = 0
+
+    def handler(number: int, _frame: object) -> None:
+        nonlocal interrupts
+        if number in (signal.SIGINT, signal.SIGTERM):
+            interrupts += 1
+            if interrupts >= _INTERRUPTS_TO_FORCE:
+                os._exit(_FORCED_EXIT)
+        forward(signal.Signals(number).name)
+
+    before = {}
+    for name in _PROXIED:
+        if (number := getattr(signal, name, None)) is not None:
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
