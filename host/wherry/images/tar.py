@@ -1,0 +1,604 @@
+"""A streaming reader of tar archives: old V7, ustar, pax and GNU, from any binary stream.
+
+Rules: the stream is only ever read forward, in big pieces; names and link targets are bytes and
+never decoded; nothing of an archive is believed before it was checked; whatever is wrong is a
+`LayerError` that names the entry. Per-entry cost is what counts (a root file system has tens of
+thousands of small files), so the hot path makes one object per entry and no more.
+
+Sources: POSIX.1-2017 `pax` ("ustar Interchange Format", "pax Header"); GNU tar manual, "Basic Tar
+Format" and "Storing Sparse Files". Where these leave a choice, Go's archive/tar decides, since
+container engines read layers with it: global pax headers are ignored, the size of an entry
+without contents (link, directory, device) is ignored, an archive may end without a marker.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+from zlib import adler32
+
+from wherry.errors import InvalidInput
+
+BLOCK = 512
+
+# Type flags: POSIX "ustar", then GNU's.
+REGULAR = b"0"
+REGULAR_V7 = b"\0"
+HARD_LINK = b"1"
+SYMLINK = b"2"
+CHARACTER = b"3"
+BLOCK_DEVICE = b"4"
+DIRECTORY = b"5"
+FIFO = b"6"
+CONTIGUOUS = b"7"
+PAX = b"x"
+PAX_GLOBAL = b"g"
+GNU_LONG_NAME = b"L"
+GNU_LONG_LINK = b"K"
+GNU_SPARSE = b"S"
+
+_WITH_DATA = frozenset((REGULAR, REGULAR_V7, CONTIGUOUS, GNU_SPARSE))
+_WITHOUT_DATA = frozenset((HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
+_LINKS = frozenset((HARD_LINK, SYMLINK))
+_DEVICES = frozenset((CHARACTER, BLOCK_DEVICE))
+_ABOUT_THE_NEXT = frozenset((PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK))
+
+# name, mode, uid, gid, size, mtime, chksum, typeflag, linkname, magic + version,
+# (uname, gname skipped), devmajor, devminor, prefix
+_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
+_USTAR = b"ustar\0"
+_CHECKSUM_AT = 148
+_PREFIX_AT = 345
+
+# GNU's old sparse header: four (offset, length) pairs, a continuation flag, the real size;
+# continuation blocks have 21 pairs and a flag.
+_SPARSE_AT, _SPARSE_PAIRS, _SPARSE_MORE_AT, _SPARSE_REAL_AT = 386, 4, 482, 483
+_SPARSE_NEXT_PAIRS, _SPARSE_NEXT_MORE_AT = 21, 504
+_SPARSE_PAIR = 24
+
+_READ_SIZE = 1 << 20
+_NUMBER_CACHE = 4096
+_END = bytes(BLOCK)
+_DECIMAL_TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
+_XATTR = b"SCHILY.xattr."
+_MAX_SIZE = (1 << 63) - 1
+
+
+class LayerError(InvalidInput):
+    """The layer is damaged, hostile or of a kind that cannot be represented; names the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarLimits:
+    """What an archive may ask of the reader's memory.
+
+    Attributes:
+        header_bytes: of one pax header, GNU long name or sparse map (Go's archive/tar: 1 MiB).
+    """
+
+    header_bytes: int = 1 << 20
+
+
+class TarEntry:
+    """One member of an archive.
+
+    Attributes:
+        name, link: raw bytes as in the archive (pax and GNU long names applied).
+        kind: the type flag; REGULAR for everything with contents, DIRECTORY for V7 directories.
+        mode: the low 12 bits. uid, gid, major, minor: not negative, not otherwise bounded.
+        size: bytes of the file as its reader sees it, holes included; 0 for other kinds.
+        mtime, mtime_ns: seconds since the epoch (may be negative), nanoseconds above them.
+        xattrs: (name, value) pairs of `SCHILY.xattr.*`, or None.
+        segments: for a sparse file the (offset, length) runs that are stored, ascending and within
+            `size`; None for other files.
+    """
+
+    __slots__ = (
+        "gid",
+        "kind",
+        "link",
+        "major",
+        "minor",
+        "mode",
+        "mtime",
+        "mtime_ns",
+        "name",
+        "segments",
+        "size",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(self, name: bytes, kind: bytes, mode: int, uid: int, gid: int) -> None:
+        self.name = name
+        self.kind = kind
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.size = 0
+        self.mtime = 0
+        self.mtime_ns = 0
+        self.link = b""
+        self.major = 0
+        self.minor = 0
+        self.xattrs: list[tuple[bytes, bytes]] | None = None
+        self.segments: list[tuple[int, int]] | None = None
+
+
+def shown(name: bytes) -> str:
+    """A name from an archive, quoted and shortened for a message."""
+    text = name.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}")
+
+
+class TarReader:
+    """Reads entries, and between two of them the contents of the first.
+
+    ```
+    reader = TarReader(stream)
+    while (entry := reader.next()) is not None:
+        while piece := reader.read(1 << 20):
+            ...
+    ```
+    Contents that are not read are skipped. Of a sparse file only the segments are read, one after
+    the other. All methods raise LayerError on a damaged or truncated archive.
+    """
+
+    __slots__ = ("_buffer", "_left", "_limits", "_name", "_numbers", "_pad", "_pos", "_read")
+
+    def __init__(self, stream: BinaryIO, limits: TarLimits | None = None) -> None:
+        self._read = stream.read
+        self._limits = limits or TarLimits()
+        self._buffer = b""
+        self._pos = 0
+        self._left = 0  # of the current entry's stored data
+        self._pad = 0  # after it
+        self._name = b""
+        self._numbers: dict[bytes, int] = {}
+
+    def next(self) -> TarEntry | None:
+        """The next entry, or None at the end of the archive."""
+        if self._left or self._pad:
+            self._skip(self._left + self._pad)
+            self._left = self._pad = 0
+        extra: _Extra | None = None
+        while True:
+            header = self._block()
+            if not header or header == _END:
+                if extra is not None:
+                    raise LayerError("the layer's archive ends after an extended header")
+                return None
+            fields = _HEADER.unpack(header)
+            self._check_sum(header, fields[6])
+            kind = fields[7]
+            if kind not in _ABOUT_THE_NEXT:
+                return self._entry(header, fields, extra)
+            if kind == PAX_GLOBAL:
+                self._special(fields)
+                continue
+            if extra is None:
+                extra = _Extra()
+            self._extend(extra, kind, self._special(fields))
+
+    def read(self, most: int) -> bytes:
+        """Up to `most` stored bytes of the current entry; b"" when all were read."""
+        if most > self._left:
+            most = self._left
+        if not most:
+            return b""
+        pos = self._pos
+        end = pos + most
+        have = len(self._buffer)
+        if end <= have or pos < have:
+            data = self._buffer[pos:end]
+            self._pos = pos + len(data)
+        else:
+            data = self._read(most if most < _READ_SIZE else _READ_SIZE)
+            if not data:
+                raise self._truncated()
+        self._left -= len(data)
+        return data
+
+    def read_exactly(self, count: int) -> bytes:
+        """The next `count` stored bytes of the current entry, which must have them."""
+        data = self.read(count)
+        if len(data) == count:
+            return data
+        pieces = [data]
+        missing = count - len(data)
+        while missing:
+            data = self.read(missing)
+            if not data:
+                raise LayerError(f"{shown(self._name)} is shorter than its header says")
+            pieces.append(data)
+            missing -= len(data)
+        return b"".join(pieces)
+
+    def drain(self) -> None:
+        """Read the stream to its end, so that whoever hashes it has seen every byte."""
+        self._buffer = b""
+        self._pos = self._left = self._pad = 0
+        while self._read(_READ_SIZE):
+            pass
+
+    # One header block.
+
+    def _block(self) -> bytes:
+        """The next 512 bytes, or b"" at the end of the stream."""
+        pos = self._pos
+        end = pos + BLOCK
+        if end > len(self._buffer):
+            self._fill(BLOCK)
+            pos, end = 0, BLOCK
+            if not self._buffer:
+                return b""
+            if len(self._buffer) < BLOCK:
+                raise self._truncated()
+        self._pos = end
+        return self._buffer[pos:end]
+
+    def _fill(self, wanted: int) -> None:
+        """Make `wanted` bytes available at the buffer's start; fewer at the end of the stream."""
+        buffer = self._buffer[self._pos :]
+        self._pos = 0
+        while len(buffer) < wanted:
+            data = self._read(_READ_SIZE)
+            if not data:
+                break
+            buffer = buffer + data if buffer else data
+        self._buffer = buffer
+
+    def _skip(self, count: int) -> None:
+        available = len(self._buffer) - self._pos
+        if count <= available:
+            self._pos += count
+            return
+        count -= available
+        self._buffer = b""
+        self._pos = 0
+        while count:
+            data = self._read(_READ_SIZE)
+            if not data:
+                raise self._truncated()
+            if len(data) > count:
+                self._buffer = data
+                self._pos = count
+                return
+            count -= len(data)
+
+    def _truncated(self) -> LayerError:
+        where = f"in or after {shown(self._name)}" if self._name else "in its first entry"
+        return LayerError(f"the layer's archive is cut short {where}")
+
+    def _check_sum(self, header: bytes, field: bytes) -> None:
+        """POSIX: the sum of all bytes, the checksum's own eight taken as spaces.
+
+        adler32's low half is 1 + that sum modulo 65521, and no 256 bytes reach 65521.
+        """
+        stored = self._number(field, b"checksum")
+        low = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
+        own = (adler32(field) & 0xFFFF) - 1
+        if low - own + 256 == stored:
+            return
+        at = _CHECKSUM_AT
+        others = header[:at] + b" " * 8 + header[at + 8 :]
+        # Old Sun tars added signed characters.
+        if sum(byte - 256 if byte > 127 else byte for byte in others) != stored:
+            what = f"after {shown(self._name)}" if self._name else "at its start"
+            raise LayerError(
+                f"the layer is not a tar archive: bad header checksum {what}",
+                hint="the layer is damaged, or compressed otherwise than its media type says",
+            )
+
+    def _number(self, field: bytes, what: bytes) -> int:
+        """An octal or base-256 number of a header; empty is 0."""
+        value = self._numbers.get(field)
+        if value is not None:
+            return value
+        if field[0] & 0x80:  # GNU: base 256, two's complement after the marking bit
+            bits = len(field) * 8 - 1
+            value = int.from_bytes(field, "big") & ((1 << bits) - 1)
+            if field[0] & 0x40:
+                value -= 1 << bits
+        else:
+            digits = field.split(b"\0", 1)[0].strip(b" ")
+            try:
+                value = int(digits, 8) if digits.isdigit() else -1
+            except ValueError:
+                value = -1
+            if not digits:
+                value = 0
+            elif value < 0:
+                name = f"of the entry after {shown(self._name)}" if self._name else "of an entry"
+                raise LayerError(f"the {what.decode()} {name} is not a number: {field!r}")
+        if len(self._numbers) >= _NUMBER_CACHE:
+            self._numbers.clear()
+        self._numbers[field] = value
+        return value
+
+    # Entries.
+
+    def _entry(self, header: bytes, fields: tuple[bytes, ...], extra: _Extra | None) -> TarEntry:
+        name, mode, uid, gid, size, mtime, _, kind, link, magic, major, minor, prefix = fields
+        number = self._number
+        name = name.split(b"\0", 1)[0]
+        if prefix[0] and magic[:6] == _USTAR:
+            name = prefix.split(b"\0", 1)[0] + b"/" + name
+        entry = TarEntry(
+            name, kind, number(mode, b"mode") & 0o7777, number(uid, b"uid"), number(gid, b"gid")
+        )
+        entry.mtime = number(mtime, b"mtime")
+        stored = number(size, b"size")
+        if extra is not None:
+            if extra.size is not None:
+                stored = extra.size
+            extra.apply(entry)
+        self._name = entry.name
+        if kind in _WITH_DATA:
+            if not 0 <= stored <= _MAX_SIZE:
+                raise LayerError(f"{shown(entry.name)} has an impossible size: {stored}")
+            self._with_data(entry, header, stored, extra)
+        elif kind in _WITHOUT_DATA:
+            if kind in _LINKS:
+                if not entry.link:
+                    entry.link = link.split(b"\0", 1)[0]
+            elif kind in _DEVICES:
+                entry.major = number(major, b"device number")
+                entry.minor = number(minor, b"device number")
+        else:
+            raise LayerError(f"{shown(entry.name)} is of an unknown type: {kind!r}")
+        return entry
+
+    def _with_data(self, entry: TarEntry, header: bytes, stored: int, extra: _Extra | None) -> None:
+        entry.size = self._left = stored
+        self._pad = -stored % BLOCK
+        kind = entry.kind
+        if kind == REGULAR_V7 and entry.name.endswith(b"/"):
+            entry.kind = DIRECTORY
+            entry.size = 0
+            return
+        entry.kind = REGULAR
+        if kind == GNU_SPARSE:
+            self._old_sparse(entry, header)
+        elif extra is not None and extra.sparse is not None:
+            entry.segments, entry.size = extra.sparse.segments(self, entry)
+        if entry.segments is not None:
+            _check_segments(entry, self._left)
+
+    def _old_sparse(self, entry: TarEntry, header: bytes) -> None:
+        segments: list[tuple[int, int]] = []
+        block, at, pairs, more_at = header, _SPARSE_AT, _SPARSE_PAIRS, _SPARSE_MORE_AT
+        entry.size = self._number(
+            header[_SPARSE_REAL_AT : _SPARSE_REAL_AT + 12], b"sparse file's size"
+        )
+        while True:
+            for start in range(at, at + pairs * _SPARSE_PAIR, _SPARSE_PAIR):
+                offset, length = block[start : start + 12], block[start + 12 : start + 24]
+                if not length[0]:
+                    break
+                segments.append(
+                    (self._number(offset, b"sparse map"), self._number(length, b"sparse map"))
+                )
+            if not block[more_at]:
+                break
+            if len(segments) * _SPARSE_PAIR > self._limits.header_bytes:
+                raise LayerError(f"{shown(entry.name)} has too long a sparse map")
+            block, at = self._block(), 0
+            pairs, more_at = _SPARSE_NEXT_PAIRS, _SPARSE_NEXT_MORE_AT
+            if not block:
+                raise self._truncated()
+        entry.segments = segments
+
+    # Headers about the next entry.
+
+    def _special(self, fields: tuple[bytes, ...]) -> bytes:
+        """The contents of a pax header or a GNU long name."""
+        size = self._number(fields[4], b"size")
+        if not 0 <= size <= self._limits.header_bytes:
+            raise LayerError(
+                f"an extended header of {size} bytes stands after {shown(self._name)}; "
+                f"the limit is {self._limits.header_bytes}"
+            )
+        self._left = size
+        data = self.read_exactly(size)
+        self._skip(-size % BLOCK)
+        return data
+
+    def _extend(self, extra: _Extra, kind: bytes, data: bytes) -> None:
+        if kind == GNU_LONG_NAME:
+            extra.name = data.split(b"\0", 1)[0]
+        elif kind == GNU_LONG_LINK:
+            extra.link = data.split(b"\0", 1)[0]
+        else:
+            for key, value in pax_records(data, self._name):
+                extra.record(key, value, self._name)
+
+
+def pax_records(data: bytes, after: bytes = b"") -> list[tuple[bytes, bytes]]:
+    """The records of a pax header ("%d %s=%s\\n"), in order.
+
+    Raises:
+        LayerError: a record is malformed; the message says after which entry (`after`).
+    """
+    records = []
+    pos = 0
+    while pos < len(data):
+        space = data.find(b" ", pos, pos + 12)
+        digits = data[pos:space]
+        end = pos + int(digits) if space > 0 and digits.isdigit() else 0
+        equals = data.find(b"=", space, end)
+        if end > len(data) or equals <= space + 1 or data[end - 1] != 0x0A:
+            raise LayerError(f"a malformed pax header stands after {shown(after)}")
+        records.append((data[space + 1 : equals], data[equals + 1 : end - 1]))
+        pos = end
+    return records
+
+
+class _Extra:
+    """What pax and GNU headers say about the entry that follows them."""
+
+    __slots__ = ("gid", "link", "mtime", "name", "size", "sparse", "uid", "xattrs")
+
+    def __init__(self) -> None:
+        self.name: bytes | None = None
+        self.link: bytes | None = None
+        self.size: int | None = None
+        self.uid: int | None = None
+        self.gid: int | None = None
+        self.mtime: tuple[int, int] | None = None
+        self.xattrs: dict[bytes, bytes] | None = None
+        self.sparse: _PaxSparse | None = None
+
+    def record(self, key: bytes, value: bytes, after: bytes) -> None:
+        """Take one pax record; keys that say nothing to us are passed over, as POSIX wants."""
+        if key.startswith(_XATTR):
+            if self.xattrs is None:
+                self.xattrs = {}
+            self.xattrs[key[len(_XATTR) :]] = value
+        elif key.startswith(b"GNU.sparse."):
+            if self.sparse is None:
+                self.sparse = _PaxSparse()
+            self.sparse.record(key[len(b"GNU.sparse.") :], value, after)
+        elif not value:  # POSIX: an empty value takes an earlier one back
+            if key in _PAX_FIELDS:
+                setattr(self, _PAX_FIELDS[key], None)
+        elif key == b"path" or key == b"linkpath":
+            if b"\0" in value:
+                raise LayerError(f"a pax {key.decode()} after {shown(after)} has a NUL in it")
+            setattr(self, _PAX_FIELDS[key], value)
+        elif key == b"mtime":
+            self.mtime = _decimal_time(value, after)
+        elif key in _PAX_FIELDS:
+            setattr(self, _PAX_FIELDS[key], decimal(value, key, after))
+
+    def apply(self, entry: TarEntry) -> None:
+        if self.name is not None:
+            entry.name = self.name
+        if self.sparse is not None and self.sparse.name is not None:
+            entry.name = self.sparse.name
+        if self.link is not None:
+            entry.link = self.link
+        if self.uid is not None:
+            entry.uid = self.uid
+        if self.gid is not None:
+            entry.gid = self.gid
+        if self.mtime is not None:
+            entry.mtime, entry.mtime_ns = self.mtime
+        if self.xattrs is not None:
+            entry.xattrs = list(self.xattrs.items())
+
+
+_PAX_FIELDS = {
+    b"path": "name",
+    b"linkpath": "link",
+    b"size": "size",
+    b"uid": "uid",
+    b"gid": "gid",
+    b"mtime": "mtime",
+}
+
+
+class _PaxSparse:
+    """GNU's sparse files in pax archives, formats 0.0, 0.1 and 1.0."""
+
+    __slots__ = ("_last_offset", "_numbers", "_real_size", "_version", "name")
+
+    def __init__(self) -> None:
+        self.name: bytes | None = None
+        self._real_size: int | None = None
+        self._version = [0, 0]
+        self._numbers: list[int] = []
+        self._last_offset: int | None = None
+
+    def record(self, key: bytes, value: bytes, after: bytes) -> None:
+        if key == b"name":
+            if b"\0" in value or not value:
+                raise LayerError(f"a sparse file's name after {shown(after)} is malformed")
+            self.name = value
+        elif key == b"map":  # 0.1
+            self._numbers = [
+                decimal(part, b"sparse map", after) for part in value.split(b",") if value
+            ]
+        elif key == b"size" or key == b"realsize":
+            self._real_size = decimal(value, key, after)
+        elif key == b"offset":  # 0.0: offset and numbytes take turns
+            self._last_offset = decimal(value, key, after)
+        elif key == b"numbytes":
+            if self._last_offset is None:
+                raise LayerError(f"a sparse map after {shown(after)} is malformed")
+            self._numbers += (self._last_offset, decimal(value, key, after))
+            self._last_offset = None
+        elif key == b"major":
+            self._version[0] = decimal(value, key, after)
+        elif key == b"minor":
+            self._version[1] = decimal(value, key, after)
+
+    def segments(self, reader: TarReader, entry: TarEntry) -> tuple[list[tuple[int, int]], int]:
+        """The stored runs and the file's size; takes a 1.0 map off the front of the data."""
+        if self._version == [1, 0]:
+            numbers = self._map_in_data(reader, entry)
+        elif self._version in ([0, 0], [0, 1]):
+            numbers = self._numbers
+        else:
+            raise LayerError(f"{shown(entry.name)} is sparse in an unknown format: {self._version}")
+        if self._real_size is None or len(numbers) % 2:
+            raise LayerError(f"{shown(entry.name)} has an incomplete sparse map")
+        return list(zip(numbers[::2], numbers[1::2], strict=True)), self._real_size
+
+    def _map_in_data(self, reader: TarReader, entry: TarEntry) -> list[int]:
+        """1.0: decimal numbers, one a line, the count of pairs first, padded to whole blocks."""
+        numbers: list[int] = []
+        rest = b""
+        wanted = 1
+        taken = 0
+        while len(numbers) < wanted:
+            taken += BLOCK
+            if taken > reader._limits.header_bytes:
+                raise LayerError(f"{shown(entry.name)} has too long a sparse map")
+            *lines, rest = (rest + reader.read_exactly(BLOCK)).split(b"\n")
+            for line in lines[: wanted - len(numbers)] if numbers else lines:
+                numbers.append(decimal(line, b"sparse map", entry.name))
+                if len(numbers) == 1:
+                    wanted = 1 + 2 * numbers[0]
+                if len(numbers) == wanted:
+                    break
+        return numbers[1:]
+
+
+def decimal(value: bytes, what: bytes, after: bytes) -> int:
+    """A decimal number of a pax record."""
+    if not value.isdigit() or len(value) > 20:
+        raise LayerError(
+            f"the pax record {what.decode('utf-8', 'backslashreplace')} after {shown(after)} "
+            f"is not a number: {value[:40]!r}"
+        )
+    return int(value)
+
+
+def _decimal_time(value: bytes, after: bytes) -> tuple[int, int]:
+    """Seconds with a fraction, rounded down to nanoseconds, exact where floats are not."""
+    match = _DECIMAL_TIME.fullmatch(value)
+    if match is None:
+        raise LayerError(f"the pax mtime after {shown(after)} is not a time: {value[:40]!r}")
+    sign, seconds, fraction = match.groups()
+    fraction = fraction or b""
+    nanoseconds = int(seconds) * 10**9 + int(fraction[:9].ljust(9, b"0"))
+    if sign:
+        nanoseconds = -nanoseconds - (1 if fraction[9:].strip(b"0") else 0)
+    return divmod(nanoseconds, 10**9)
+
+
+def _check_segments(entry: TarEntry, stored: int) -> None:
+    segments = [pair for pair in entry.segments or () if pair[1]]
+    end = 0
+    for offset, length in segments:
+        if offset < end or length < 0:
+            raise LayerError(f"{shown(entry.name)} has a sparse map that is out of order")
+        end = offset + length
+    if end > entry.size or entry.size > _MAX_SIZE:
+        raise LayerError(f"{shown(entry.name)} has a sparse map that is longer than the file")
+    if sum(length for _, length in segments) != stored:
+        raise LayerError(f"{shown(entry.name)} has a sparse map that does not fit its data")
+    entry.segments = segments
