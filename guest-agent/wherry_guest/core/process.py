@@ -1,0 +1,206 @@
+"""The process itself: session, limits, directory, environment, and at last exec.
+
+Exit codes and words are Docker's, whose clients read them: 127 when the command is not found, 126
+when it is there and cannot be run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from wherry_guest.core.spec import Rlimit, SpecError
+from wherry_guest.core.steps import SetupError, make_directories
+from wherry_guest.core.syscalls import CLOSE_RANGE_CLOEXEC, PR_SET_NO_NEW_PRIVS
+
+if TYPE_CHECKING:
+    from wherry_guest.core.steps import State
+    from wherry_guest.core.syscalls import Kernel
+
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
+
+_IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
+                       "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
+                       "kernel.shm_rmid_forced")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SetOomScore:
+    """Write oom_score_adj; PID 1's own is -1000 and would be inherited."""
+
+    value: int
+
+    def describe(self) -> str:
+        return f"set oom_score_adj to {self.value}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.write("/proc/self/oom_score_adj", str(self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    name: str
+    value: str
+
+    def describe(self) -> str:
+        return f"set the sysctl {self.name}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.write(f"/proc/sys/{self.name.replace('.', '/')}", self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class BeginSession:
+    """A session of its own, without a controlling terminal."""
+
+    def describe(self) -> str:
+        return "begin a session"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.setsid()
+
+
+@dataclass(frozen=True, slots=True)
+class SetRlimit:
+    limit: Rlimit
+
+    def describe(self) -> str:
+        return f"set {self.limit.name} to {self.limit.soft}:{self.limit.hard}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.setrlimit(self.limit.resource, self.limit.soft, self.limit.hard)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUmask:
+    mask: int
+
+    def describe(self) -> str:
+        return f"set the umask to {self.mask:04o}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.umask(self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class EnterDirectory:
+    """Change to the working directory, which is made when it is missing (Docker's way)."""
+
+    path: str
+    create: bool
+
+    def describe(self) -> str:
+        return f"change to the directory {self.path}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        if self.create:
+            make_directories(kernel, kernel.realpath(self.path))
+        kernel.chdir(self.path)
+        try:
+            kernel.getcwd()
+        except OSError as error:  # through /proc/self/fd/N to a descriptor of the VM
+            message = f"{self.describe()}: it lies outside of the container"
+            raise SetupError(message, error.errno or 0) from error
+
+
+@dataclass(frozen=True, slots=True)
+class NoNewPrivileges:
+    def describe(self) -> str:
+        return "set no_new_privs"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run the command; every descriptor above stdio ends here."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"exec {self.args[0]!r}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        env = self.env
+        if state.identity is not None and not any(entry.startswith("HOME=") for entry in env):
+            env = (*env, f"HOME={state.identity.home}")
+        path = find_program(kernel, self.args[0], env)
+        kernel.close_range(3, _LAST_FD, CLOSE_RANGE_CLOEXEC)
+        try:
+            kernel.execve(path, self.args, env)
+        except OSError as error:
+            raise _refusal(self.args[0], path, error.errno or 0) from error
+
+
+def find_program(kernel: Kernel, name: str, env: Sequence[str]) -> str:
+    """The file to execute: `name` itself when it has a slash, else the first one along PATH.
+
+    Raises:
+        SetupError: with 127 (not found) or 126 (a directory, not executable).
+    """
+    if "/" in name:
+        if (number := _why_not(kernel, name)) != 0:
+            raise _refusal(name, name, number)
+        return name
+    found_number = 0
+    for directory in search_path(env) if name else []:
+        path = f"{directory}/{name}"
+        number = _why_not(kernel, path)
+        if number == 0:
+            return path
+        if number == errno.EACCES and found_number == 0:
+            found_number = number
+    if found_number:
+        raise _refusal(name, name, found_number)
+    raise _refusal(name, name, errno.ENOENT, "executable file not found in $PATH")
+
+
+def search_path(env: Sequence[str]) -> list[str]:
+    """PATH's directories; an empty one means the working directory; the last PATH= wins."""
+    value = DEFAULT_PATH
+    for entry in env:
+        if entry.startswith("PATH="):
+            value = entry[5:]
+    return [directory or "." for directory in value.split(":")]
+
+
+def _why_not(kernel: Kernel, path: str) -> int:
+    """0 when `path` can be executed, else the errno that says why not."""
+    try:
+        mode = kernel.stat(path).mode
+    except OSError as error:
+        return error.errno or errno.EIO
+    if stat.S_ISDIR(mode):
+        return errno.EISDIR
+    if not stat.S_ISREG(mode) or not kernel.executable(path):
+        return errno.EACCES
+    return 0
+
+
+def _refusal(name: str, path: str, number: int, reason: str = "") -> SetupError:
+    words = reason or os.strerror(number).lower()
+    exit_code = NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+    if not reason and number == errno.ENOENT:
+        words = f"stat {path}: {words}"
+    return SetupError(f'exec: "{name}": {words}', number, exit_code)
+
+
+def check_sysctl(name: str, new_namespaces: frozenset[str]) -> None:
+    """Refuse a sysctl that is not the container's own; SpecError."""
+    if name.startswith("net.") and "network" in new_namespaces:
+        return
+    if name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
+        if "ipc" in new_namespaces:
+            return
+        raise SpecError(f"linux.sysctl.{name} needs a new ipc namespace")
+    raise SpecError(f"linux.sysctl.{name} would change the whole machine")

@@ -1,0 +1,420 @@
+"""The one seam to the kernel: every privileged call of the container core goes through `Kernel`.
+
+Rules: methods are thin (one system call, typed, no policy); a failure is an OSError from `oserror`;
+nothing touches libc before the first call, so that the module imports on any OS, and nothing is
+imported later (the root may be a container's by then). Tests put a recording fake in `Kernel`'s
+place. Numbers are from the kernel's uapi headers; those that differ per machine are in `_NUMBERS`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+# uapi/linux/mount.h
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_SYNCHRONOUS: Final = 0x10
+MS_REMOUNT: Final = 0x20
+MS_DIRSYNC: Final = 0x80
+MS_NOATIME: Final = 0x400
+MS_NODIRATIME: Final = 0x800
+MS_BIND: Final = 0x1000
+MS_MOVE: Final = 0x2000
+MS_REC: Final = 0x4000
+MS_UNBINDABLE: Final = 1 << 17
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_RELATIME: Final = 1 << 21
+MS_STRICTATIME: Final = 1 << 24
+MNT_DETACH: Final = 2
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = 0o2000000
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR__ATIME: Final = 0x70
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
+
+# uapi/linux/fcntl.h
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+
+# uapi/linux/sched.h
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+CLONE_INTO_CGROUP: Final = 0x200000000
+
+# uapi/linux/prctl.h
+PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+# uapi/linux/close_range.h
+CLOSE_RANGE_CLOEXEC: Final = 4
+
+# uapi/linux/reboot.h
+RB_AUTOBOOT: Final = 0x01234567
+RB_POWER_OFF: Final = 0x4321FEDC
+
+# uapi/linux/capability.h
+_CAPABILITY_VERSION_3: Final = 0x20080522
+
+# asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64); 424 and above are the same everywhere.
+_NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
+    "x86_64": {"pivot_root": 155, "finit_module": 313, "bpf": 321, "seccomp": 317},
+    "aarch64": {"pivot_root": 41, "finit_module": 273, "bpf": 280, "seccomp": 277},
+}
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_PIDFD_OPEN: Final = 434
+_CLONE3: Final = 435
+_CLOSE_RANGE: Final = 436
+_MOUNT_SETATTR: Final = 442
+
+_NLMSG_ERROR: Final = 2  # uapi/linux/netlink.h
+_NLMSG_HEADER: Final = 16
+_SIGCHLD: Final = 17  # asm-generic/signal.h
+_RLIM_INFINITY: Final = 2**64 - 1  # asm-generic/resource.h: ~0UL
+
+# Names of the standard library that exist on POSIX or Linux only; mypy checks all platforms.
+_os: Final[Any] = os
+_socket: Final[Any] = socket
+
+
+class _CloneArgs(ctypes.Structure):
+    """struct clone_args, uapi/linux/sched.h (CLONE_ARGS_SIZE_VER2)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size",
+            "tls", "set_tid", "set_tid_size", "cgroup",
+        )
+    )  # fmt: skip
+
+
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr, uapi/linux/mount.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
+    )
+
+
+class _CapHeader(ctypes.Structure):
+    """struct __user_cap_header_struct, uapi/linux/capability.h."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    """struct __user_cap_data_struct, uapi/linux/capability.h; two of them make 64 bits."""
+
+    _fields_ = tuple((name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable"))
+
+
+_libc_cache: Any = None
+
+
+def _libc() -> Any:
+    global _libc_cache
+    if _libc_cache is None:
+        _libc_cache = ctypes.CDLL(None, use_errno=True)
+    return _libc_cache
+
+
+def oserror(name: str, path: str | None = None) -> NoReturn:
+    """Raise the OSError for the system call `name` that just failed, on `path` if there is one."""
+    number = ctypes.get_errno()
+    raise OSError(number, f"{name}: {os.strerror(number)}", path)
+
+
+def _check(result: int, name: str, path: str | None = None) -> int:
+    if result == -1:
+        oserror(name, path)
+    return result
+
+
+def _number(name: str) -> int:
+    return _NUMBERS[_os.uname().machine][name]
+
+
+def _syscall(number: int, name: str, *args: Any, path: str | None = None) -> int:
+    """A raw system call; integers go as longs (variadic C would take them for ints)."""
+    converted = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
+    return _check(_libc().syscall(ctypes.c_long(number), *converted), name, path)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """What steps need of struct stat: `mode` with the type; the numbers of a device node."""
+
+    mode: int
+    major: int = 0
+    minor: int = 0
+
+    def is_character_device(self, major: int, minor: int) -> bool:
+        return stat.S_ISCHR(self.mode) and (self.major, self.minor) == (major, minor)
+
+
+def _file_status(result: Any) -> FileStatus:
+    device = result.st_rdev
+    return FileStatus(result.st_mode, _os.major(device), _os.minor(device))
+
+
+def netlink_error(answer: bytes) -> int:
+    """The errno in an acknowledgement (struct nlmsghdr, then struct nlmsgerr); 0: done."""
+    kind = struct.unpack_from("=IH", answer)[1]
+    if kind != _NLMSG_ERROR:
+        raise OSError(errno.EPROTO, f"netlink: message type {kind} instead of an acknowledgement")
+    return -int(struct.unpack_from("=i", answer, _NLMSG_HEADER)[0])
+
+
+class Kernel:
+    """The real kernel. Paths are str; sizes bytes; every method raises OSError."""
+
+    # Mounts.
+
+    def mount(
+        self, source: str | None, target: str, fstype: str | None, flags: int, data: str | None
+    ) -> None:
+        args = (_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data))
+        _check(_libc().mount(*args), "mount", target)
+
+    def umount(self, target: str, flags: int = 0) -> None:
+        _check(_libc().umount2(_bytes(target), flags), "umount2", target)
+
+    def pivot_root(self, new_root: str, put_old: str) -> None:
+        _syscall(_number("pivot_root"), "pivot_root", _bytes(new_root), _bytes(put_old))
+
+    def open_tree(self, path: str, recursive: bool, directory: int = AT_FDCWD) -> int:
+        """A detached copy of the mount at `path` ("" with `directory`: of that descriptor)."""
+        flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+        flags |= AT_RECURSIVE if recursive else 0
+        flags |= 0 if path else AT_EMPTY_PATH
+        return _syscall(_OPEN_TREE, "open_tree", directory, _bytes(path), flags, path=path)
+
+    def move_mount(self, tree: int, target: str) -> None:
+        """Attach the detached mount `tree` at `target`."""
+        args = (tree, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH)
+        _syscall(_MOVE_MOUNT, "move_mount", *args, path=target)
+
+    def mount_setattr(
+        self, directory: int, path: str, recursive: bool, attr_set: int, attr_clear: int
+    ) -> None:
+        """Change MOUNT_ATTR_* flags of the mount at `path`, or (path "") of the descriptor."""
+        attr = _MountAttr(attr_set, attr_clear, 0, 0)
+        flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+        args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
+        _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
+
+    # Namespaces and processes.
+
+    def unshare(self, flags: int) -> None:
+        _check(_libc().unshare(flags), "unshare")
+
+    def setns(self, fd: int, flags: int) -> None:
+        _check(_libc().setns(fd, flags), "setns")
+
+    def pidfd_open(self, pid: int) -> int:
+        return _syscall(_PIDFD_OPEN, "pidfd_open", pid, 0)
+
+    def clone(self, flags: int, cgroup: int | None) -> int:
+        """fork() with namespaces, born in a cgroup; 0 in the child.
+
+        It passes by CPython's fork hooks: for a process with one thread only. Being born in the
+        cgroup saves the migration, which waits for an RCU grace period (tens of milliseconds).
+        """
+        args = _CloneArgs(flags=flags, exit_signal=_SIGCHLD)
+        if cgroup is not None:
+            args.flags |= CLONE_INTO_CGROUP
+            args.cgroup = cgroup
+        return _syscall(_CLONE3, "clone3", ctypes.byref(args), ctypes.sizeof(args))
+
+    def setsid(self) -> None:
+        _os.setsid()
+
+    def sethostname(self, name: str) -> None:
+        data = name.encode()
+        _check(_libc().sethostname(data, ctypes.c_size_t(len(data))), "sethostname")
+
+    def setdomainname(self, name: str) -> None:
+        data = name.encode()
+        _check(_libc().setdomainname(data, ctypes.c_size_t(len(data))), "setdomainname")
+
+    def prctl(self, option: int, *args: int) -> None:
+        longs = [ctypes.c_ulong(arg) for arg in (*args, *[0] * (4 - len(args)))]
+        _check(_libc().prctl(option, *longs), "prctl")
+
+    def capset(self, effective: int, permitted: int, inheritable: int) -> None:
+        """Set the calling process's sets; each is a 64-bit mask."""
+        header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+        halves = [
+            _CapData(*(mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)))
+            for shift in (0, 32)
+        ]
+        data = (_CapData * 2)(*halves)
+        _check(_libc().capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+    def setgroups(self, groups: Sequence[int]) -> None:
+        _os.setgroups(list(groups))
+
+    def setgid(self, gid: int) -> None:
+        _os.setresgid(gid, gid, gid)
+
+    def setuid(self, uid: int) -> None:
+        _os.setresuid(uid, uid, uid)
+
+    def setrlimit(self, resource: int, soft: int, hard: int) -> None:
+        limits = (ctypes.c_ulong * 2)(soft & _RLIM_INFINITY, hard & _RLIM_INFINITY)
+        _check(_libc().setrlimit(resource, limits), "setrlimit")
+
+    def umask(self, mask: int) -> None:
+        os.umask(mask)
+
+    def bpf(self, command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+        """bpf(2) with a `union bpf_attr` given as bytes."""
+        args = (command, ctypes.byref(attributes), ctypes.sizeof(attributes))
+        return _syscall(_number("bpf"), "bpf", *args)
+
+    def seccomp(self, operation: int, flags: int, program: Any) -> None:
+        """seccomp(2); `program` is a ctypes pointer to struct sock_fprog."""
+        _syscall(_number("seccomp"), "seccomp", operation, flags, program)
+
+    def execve(self, path: str, args: Sequence[str], env: Sequence[str]) -> NoReturn:
+        """Replace the process. `env` is "NAME=value", kept in order (os.execve takes a dict)."""
+        argv = (ctypes.c_char_p * (len(args) + 1))(*map(os.fsencode, args), None)
+        envp = (ctypes.c_char_p * (len(env) + 1))(*map(os.fsencode, env), None)
+        _libc().execve(_bytes(path), argv, envp)
+        oserror("execve", path)
+
+    # Files and descriptors.
+
+    def chdir(self, path: str) -> None:
+        os.chdir(path)
+
+    def getcwd(self) -> str:
+        """The working directory; OSError when it lies outside of the root."""
+        return os.getcwd()  # noqa: PTH109 - a seam to the kernel, not path arithmetic
+
+    def chroot(self, path: str) -> None:
+        _os.chroot(path)
+
+    def mkdir(self, path: str, mode: int = 0o755) -> None:
+        os.mkdir(path, mode)  # noqa: PTH102 - as getcwd
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)  # noqa: PTH106 - as getcwd
+
+    def mknod(self, path: str, mode: int, major: int, minor: int) -> None:
+        _os.mknod(path, mode, _os.makedev(major, minor))
+
+    def symlink(self, target: str, path: str) -> None:
+        os.symlink(target, path)  # noqa: PTH211 - as getcwd
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)  # noqa: PTH108 - as getcwd
+
+    def chmod(self, path: str, mode: int) -> None:
+        os.chmod(path, mode)  # noqa: PTH101 - as getcwd
+
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        _os.chown(path, uid, gid)
+
+    def fchown(self, fd: int, uid: int, gid: int) -> None:
+        _os.fchown(fd, uid, gid)
+
+    def stat(self, path: str | int) -> FileStatus:
+        return _file_status(os.stat(path))  # noqa: PTH116 - as getcwd
+
+    def lstat(self, path: str) -> FileStatus:
+        return _file_status(os.lstat(path))
+
+    def realpath(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def executable(self, path: str) -> bool:
+        """Whether the effective user may execute `path` (eaccess(3))."""
+        return os.access(path, os.X_OK, effective_ids=True)
+
+    def open(self, path: str, flags: int, mode: int = 0) -> int:
+        return os.open(path, flags | _os.O_CLOEXEC, mode)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def dup2(self, fd: int, target: int) -> None:
+        os.dup2(fd, target, inheritable=True)
+
+    def read(self, fd: int, size: int) -> bytes:
+        return os.read(fd, size)
+
+    def write(self, path: str, text: str) -> None:
+        """Write `text` into an existing file (of procfs, sysfs or cgroupfs) in one call."""
+        fd = os.open(path, os.O_WRONLY | _os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def close_range(self, first: int, last: int, flags: int = 0) -> None:
+        _syscall(_CLOSE_RANGE, "close_range", first, last, flags)
+
+    def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
+        """The call's result; not the changed bytes."""
+        pointer: Any = argument
+        if isinstance(argument, bytes):
+            pointer = ctypes.create_string_buffer(argument, len(argument))
+        else:
+            pointer = ctypes.c_ulong(argument)
+        return _check(_libc().ioctl(fd, ctypes.c_ulong(request), pointer), "ioctl")
+
+    def netlink(self, requests: Sequence[bytes]) -> None:
+        """Send rtnetlink requests (built with `core.netlink`), each until its acknowledgement."""
+        sock = socket.socket(_socket.AF_NETLINK, socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
+        try:
+            for request in requests:
+                sock.send(request)
+                number = netlink_error(sock.recv(65536))
+                if number:
+                    raise OSError(number, f"netlink: {os.strerror(number)}")
+        finally:
+            sock.close()
+
+    # The machine.
+
+    def finit_module(self, fd: int, parameters: str = "") -> None:
+        _syscall(_number("finit_module"), "finit_module", fd, _bytes(parameters), 0)
+
+    def swapon(self, path: str, flags: int) -> None:
+        _check(_libc().swapon(_bytes(path), flags), "swapon", path)
+
+    def reboot(self, command: int) -> None:
+        _check(_libc().reboot(ctypes.c_int(command & 0xFFFFFFFF)), "reboot")
