@@ -50,6 +50,12 @@ class Client:
         self.paths = home.machine(machine)
         self._shared: _Http | None = None
 
+    def close(self) -> None:
+        """Close the shared connection; the next request opens another."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
     def running(self) -> bool:
         """True when an engine answers; none is started."""
         try:
@@ -81,7 +87,7 @@ class Client:
             status, headers = http.response()
             reply = Reply(status, headers, b"".join(http.body()))
         except (ConnectionError, h11.RemoteProtocolError) as error:
-            self._shared = None
+            self.close()
             if fresh or method != "GET":  # what may have been carried out is not sent twice
                 raise self._ended() from error
             return self.request(method, path, query=query, body=body)
@@ -120,9 +126,10 @@ class Client:
             http.send(method, _target(path, query), body)
             status, headers = http.response()
         except (ConnectionError, h11.RemoteProtocolError) as error:
+            http.close()
             raise self._ended() from error
         if status >= 400:
-            _raise_for(Reply(status, headers, b"".join(http.body())))
+            _raise_for(Reply(status, headers, b"".join(self._parts(http))))
         return self._parts(http)
 
     def hijack(
@@ -138,9 +145,10 @@ class Client:
             http.send("POST", _target(path, query), body, upgrade=True)
             status, headers = http.response()
         except (ConnectionError, h11.RemoteProtocolError) as error:
+            http.close()
             raise self._ended() from error
         if status != 101:
-            _raise_for(Reply(status, headers, b"".join(http.body())))
+            _raise_for(Reply(status, headers, b"".join(self._parts(http))))
             raise EngineError(f"the engine answered {status} instead of opening a stream")
         return http.detach()
 

@@ -26,6 +26,7 @@ READ_SIZE = 256 * 1024
 BODY_LIMIT = 8 * 1024 * 1024
 """Bytes of a request body; Docker's own clients send a few KiB of JSON."""
 
+_LINGER_SECONDS = 2.0
 _COMMON_HEADERS = (
     ("Api-Version", "1.50"),
     ("Docker-Experimental", "false"),
@@ -102,6 +103,8 @@ class _Connection:
             await self._hijack(answer, upgrade="upgrade" in headers)
             return False
         await self._send(answer, head_only=head.method == b"HEAD")
+        if self._http.their_state is h11.SEND_BODY:
+            await self._linger()
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _answer(
@@ -193,6 +196,14 @@ class _Connection:
 
         if await self._unless_gone(copy()) is None:
             raise ConnectionResetError("the client left in the middle of an answer")
+
+    async def _linger(self) -> None:
+        """The body was refused unread: closing now could cost the client our answer."""
+        self._writer.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while await self._reader.read(READ_SIZE):
+                    pass
 
     async def _write_event(self, event: h11.Event) -> None:
         data = self._http.send(event)
