@@ -1,10 +1,10 @@
 """The guest's end of the link: calls in; results, events and streams out; over one port.
 
 The rule: the protocol is `wire.Connection`'s, this module only moves its bytes and hands what it
-says to handlers. The port is a virtio-serial port, which is unlike a socket: without a host it reads
-as ended and polls as hung up *for ever*, so it is then asked by a timer instead; and a host that went
-and came again between two reads shows only by its HELLO. A socket works too: when it ends, it is
-opened anew. Stdlib only; imports anywhere, runs where there is `os.readv`.
+says to handlers. The port is a virtio-serial port, which is unlike a socket: without a host it
+reads as ended and polls as hung up *for ever*, so it is then asked by a timer instead; and a host
+that went and came again between two reads shows only by its HELLO. A socket works too: when it
+ends, it is opened anew. Stdlib only; imports anywhere, runs where there is `os.readv`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ DEFERRED: Final = Deferred.TOKEN
 
 
 class Call:
-    """One call from the host. Answer it once; when its session has ended, an answer goes nowhere."""
+    """One call from the host. Answer it once; after its session's end an answer goes nowhere."""
 
     __slots__ = ("_channel", "id", "method")
 
@@ -104,9 +104,10 @@ class GuestStream:
     """One byte stream, both directions. Get it by `channel.stream(id)` in the call that names it.
 
     Receiving: chunks go to the `on_data` callback as they come; until there is one, and while
-    paused, they are held and the host gets no more credit for them. `on_end` follows the last chunk.
-    Sending: `write` takes everything, and says False when it is time to stop until `on_writable`.
-    `on_reset` comes at most once, and nothing after it. Callbacks may be set at any time.
+    paused, they are held and the host gets no more credit for them. `on_end` follows the last
+    chunk. Sending: `write` takes everything, and says False when it is time to stop until
+    `on_writable`. `on_reset` comes at most once, and nothing after it. Callbacks may be set at any
+    time.
     """
 
     __slots__ = (
@@ -195,7 +196,7 @@ class GuestStream:
         self._channel._flush_soon()
 
     def reset(self, reason: str) -> None:
-        """Kill both directions at once; the host sees `reason`. Our own `on_reset` is not called."""
+        """Kill both directions at once; the host sees `reason`. Our `on_reset` is not called."""
         self._channel._conn.reset(self._wire, reason)
         self._channel._streams.pop(self.id, None)
         self._held.clear()
@@ -438,7 +439,7 @@ class Channel:
     def _flush(self) -> None:
         """Write what the port takes. While it is full, the loop's writer goes on with it."""
         self._flush_due = False
-        if self._fd < 0 or not self._conn.connected:
+        if self._fd < 0 or self._conn.state is wire.State.DOWN:
             return
         budget = ROUND_LIMIT
         while budget > 0:
