@@ -93,6 +93,11 @@ class MachinePaths:
     def agent_socket(self) -> Path:
         return self.sockets / "agent.sock"
 
+    @property
+    def serial_socket(self) -> Path:
+        """The guest's serial console."""
+        return self.sockets / "serial.sock"
+
 
 @dataclass(frozen=True, slots=True)
 class Home:

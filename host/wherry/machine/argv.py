@@ -1,0 +1,162 @@
+"""QEMU's command line as data: one short function per group of devices, each returns a list.
+
+Pure: nothing is started or looked up here. QEMU is given listening sockets by descriptor, so that
+whoever connects never has to wait for a file to appear.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from wherry.machine.accel import accel_option, cpu_model
+from wherry.machine.find import Qemu
+
+AGENT_PORT = "wherry.agent"
+"""The name of the agent's virtio-serial port; the guest finds it in /sys/class/virtio-ports."""
+
+DATA_DISK_SERIAL = "wherry-data"
+
+LAYER_BUS = "layers.0"
+"""The SCSI bus whose target 0 holds every layer as a LUN."""
+
+GUEST_ADDRESS = "10.0.2.15/24"
+GUEST_GATEWAY = "10.0.2.2"
+GUEST_DNS = "10.0.2.3"
+"""QEMU's user network (docs/system/devices/net.rst)."""
+
+_MACHINE_TYPE = {"amd64": "q35,vmport=off,smbus=off,sata=off", "arm64": "virt,gic-version=max"}
+"""What the guest has no driver for is not there to be probed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFds:
+    """Descriptors of the listening sockets that QEMU inherits."""
+
+    qmp: int
+    rescue: int
+    agent: int
+    serial: int
+
+    def all(self) -> tuple[int, ...]:
+        return (self.qmp, self.rescue, self.agent, self.serial)
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """Everything that decides how QEMU is started."""
+
+    name: str
+    qemu: Qemu
+    accel: str
+    cpus: int
+    memory_mib: int
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    data_disk: Path
+
+
+def qemu_argv(spec: VmSpec, sockets: SocketFds) -> list[str]:
+    """The whole command line. The guest waits for QMP's `cont`."""
+    return [
+        *spec.qemu.command(),
+        *_board(spec),
+        *_processor(spec),
+        *_kernel(spec),
+        *_monitors(sockets),
+        *_console(sockets),
+        *_agent_port(sockets),
+        *_layer_controller(),
+        *_data_disk(spec),
+        *_network(),
+        *_random(),
+    ]
+
+
+def _board(spec: VmSpec) -> list[str]:
+    return [
+        *("-name", f"wherry-{spec.name}"),
+        *("-M", _MACHINE_TYPE[spec.qemu.arch]),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none"),
+        "-S",
+    ]
+
+
+def _processor(spec: VmSpec) -> list[str]:
+    return [
+        *("-accel", accel_option(spec.accel)),
+        *("-cpu", cpu_model(spec.qemu.arch, spec.accel)),
+        *("-smp", str(spec.cpus)),
+        *("-m", str(spec.memory_mib)),
+    ]
+
+
+def _kernel(spec: VmSpec) -> list[str]:
+    return [
+        *("-kernel", os.fspath(spec.kernel)),
+        *("-initrd", os.fspath(spec.initrd)),
+        *("-append", spec.cmdline),
+    ]
+
+
+def _monitors(sockets: SocketFds) -> list[str]:
+    """Two, since QMP serves one client per socket: the engine's, and one for people."""
+    return [
+        *_listener("qmp", sockets.qmp),
+        *("-mon", "chardev=qmp,mode=control"),
+        *_listener("rescue", sockets.rescue),
+        *("-mon", "chardev=rescue,mode=control"),
+    ]
+
+
+def _console(sockets: SocketFds) -> list[str]:
+    """A socket, no file: what nobody reads is dropped, so a guest cannot fill the host's disk."""
+    return [*_listener("serial", sockets.serial), "-serial", "chardev:serial"]
+
+
+def _agent_port(sockets: SocketFds) -> list[str]:
+    return [
+        *_listener("agent", sockets.agent),
+        *("-device", "virtio-serial-pci,id=ports"),
+        *("-device", f"virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
+    ]
+
+
+def _layer_controller() -> list[str]:
+    return ["-device", f"virtio-scsi-pci,id={LAYER_BUS.partition('.')[0]}"]
+
+
+def _data_disk(spec: VmSpec) -> list[str]:
+    node = {
+        "driver": "qcow2",
+        "node-name": "data",
+        "discard": "unmap",
+        "detect-zeroes": "unmap",
+        "file": {
+            "driver": "file",
+            "filename": os.fspath(spec.data_disk),
+            "discard": "unmap",
+        },
+    }
+    return [
+        *("-blockdev", json.dumps(node)),
+        *("-device", f"virtio-blk-pci,drive=data,serial={DATA_DISK_SERIAL}"),
+    ]
+
+
+def _network() -> list[str]:
+    """IPv4 only; no host port leads in, and the option ROM for network boot is left out."""
+    user = f"user,id=net,ipv6=off,host={GUEST_GATEWAY},dns={GUEST_DNS}"
+    return ["-netdev", user, "-device", "virtio-net-pci,netdev=net,romfile="]
+
+
+def _random() -> list[str]:
+    return ["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]
+
+
+def _listener(name: str, descriptor: int) -> list[str]:
+    return ["-chardev", f"socket,id={name},fd={descriptor},server=on,wait=off"]

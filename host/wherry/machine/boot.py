@@ -1,0 +1,290 @@
+"""From a command line to an agent that answers: phases, each with a deadline and an epitaph.
+
+    spawned   QEMU runs and answers on QMP
+    kernel    the guest runs; until PID 1 says `wherry: init`
+    init      until the agent says `wherry: agent`
+    agent     until the agent has answered over the link
+
+QEMU is started paused and detached; its record is on disk before the guest executes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wherry.errors import BootFailed, LinkError, MachineError
+from wherry.machine.argv import SocketFds, VmSpec, qemu_argv
+from wherry.machine.console import Console
+from wherry.machine.qmp import Qmp
+from wherry.machine.record import QemuRecord, write_record
+from wherry.osutil import (
+    exit_status,
+    identify,
+    listen_unix,
+    raise_file_limit,
+    spawn_detached,
+    terminate,
+)
+from wherry.paths import MachinePaths
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""progress(phase, done, total)"""
+
+PHASES = ("spawned", "kernel", "init", "agent")
+
+_CONSOLE_LINES = 12
+_STDERR_LINES = 6
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds for each phase: many times what a slow host without virtualization needs."""
+
+    spawned: float = 20.0
+    kernel: float = 90.0
+    init: float = 60.0
+    agent: float = 60.0
+
+    def of(self, phase: str) -> float:
+        return {
+            "spawned": self.spawned,
+            "kernel": self.kernel,
+            "init": self.init,
+            "agent": self.agent,
+        }[phase]
+
+
+@dataclass(slots=True)
+class RunningQemu:
+    """A QEMU of ours: process, control connection, console (None when it could not be had)."""
+
+    record: QemuRecord
+    qmp: Qmp
+    console: Console | None
+    ours: bool
+    """Whether it is this process's child, so that its exit status can be known."""
+
+    async def aclose(self) -> None:
+        """Let go of it; it goes on."""
+        await self.qmp.aclose()
+        if self.console is not None:
+            await self.console.aclose()
+
+    async def kill(self, grace: float = 2.0) -> None:
+        """End it the hard way and let go of it."""
+        await asyncio.to_thread(terminate, self.record.identity, grace=grace)
+        await self.aclose()
+
+    def exit_status(self) -> int | None:
+        """None while it runs, or when it is not our child."""
+        return exit_status(self.record.identity.pid) if self.ours else None
+
+
+async def start_qemu(
+    spec: VmSpec,
+    paths: MachinePaths,
+    *,
+    image_key: str,
+    agent_digest: str,
+    deadlines: Deadlines,
+) -> RunningQemu:
+    """Start QEMU, paused, and connect to it.
+
+    Raises:
+        BootFailed: phase `spawned`.
+    """
+    for log in (paths.qemu_log, paths.console_log):
+        log.unlink(missing_ok=True)
+    record, argv = _spawn(spec, paths, image_key, agent_digest)
+    write_record(paths.qemu_record, record)
+    console = qmp = None
+    try:
+        async with asyncio.timeout(deadlines.spawned):
+            console = await Console.connect(paths.serial_socket, paths.console_log)
+            qmp = await Qmp.connect(paths.qmp_socket, timeout=deadlines.spawned)
+            await qmp.execute("query-status")
+    except (MachineError, OSError) as error:
+        await asyncio.to_thread(terminate, record.identity, grace=1.0)
+        status = exit_status(record.identity.pid)
+        for connection in (qmp, console):
+            if connection is not None:
+                await connection.aclose()
+        raise BootFailed(
+            _epitaph("spawned", _ending(status) or _reason(error), _stderr(paths), []),
+            phase="spawned",
+            hint=f"the command line is in {paths.qemu_record}",
+        ) from error
+    logger.info("QEMU runs as process %d: %s", record.identity.pid, argv[0])
+    return RunningQemu(record=record, qmp=qmp, console=console, ours=True)
+
+
+async def await_agent(
+    vm: RunningQemu,
+    paths: MachinePaths,
+    link: Coroutine[Any, Any, T],
+    *,
+    deadlines: Deadlines,
+    progress: Progress | None = None,
+) -> T:
+    """Let the guest run until `link` is connected, and return what that returns.
+
+    The link alone decides; the console's markers tell how far the guest is.
+
+    Raises:
+        BootFailed: names the phase, what QEMU printed and the console's last lines. QEMU is gone.
+    """
+    console = vm.console
+    assert console is not None, "a booting QEMU has its console"
+    connecting = asyncio.ensure_future(link)
+    phase = "kernel"
+    try:
+        await vm.qmp.execute("cont")
+        for phase, sign in (
+            ("kernel", console.wait_for("init")),
+            ("init", console.wait_for("agent")),
+            ("agent", console.wait_ended()),
+        ):
+            if progress is not None:
+                progress(phase, PHASES.index(phase), len(PHASES))
+            trouble = await _next_sign(phase, sign, connecting, deadlines.of(phase))
+            if connecting.done():
+                return connecting.result()
+            if trouble is not None:
+                raise MachineError(trouble)
+        raise MachineError("the guest ended")
+    except (MachineError, LinkError, OSError) as error:
+        await _drop(connecting)
+        raise await _failure(vm, paths, phase, error) from error
+    except BaseException:
+        await _drop(connecting)
+        await vm.kill()
+        raise
+
+
+async def _next_sign(
+    phase: str,
+    sign: Coroutine[Any, Any, object],
+    connecting: asyncio.Future[T],
+    timeout: float,
+) -> str | None:
+    """Wait for a sign on the console or for the link. Returns what is wrong, None when nothing."""
+    watching = asyncio.ensure_future(sign)
+    try:
+        await asyncio.wait({watching, connecting}, timeout=timeout, return_when="FIRST_COMPLETED")
+        if connecting.done():
+            return None
+        if not watching.done():
+            return f"nothing more was heard of it within {timeout:g} s"
+        return None if watching.result() else "the guest ended"
+    finally:
+        watching.cancel()
+
+
+def _spawn(
+    spec: VmSpec, paths: MachinePaths, image_key: str, agent_digest: str
+) -> tuple[QemuRecord, list[str]]:
+    """The sockets are bound here and inherited: QEMU can be connected to before it has started."""
+    raise_file_limit()
+    with contextlib.ExitStack() as stack:
+
+        def listen(path: Path) -> int:
+            return stack.enter_context(listen_unix(path)).fileno()
+
+        sockets = SocketFds(
+            qmp=listen(paths.qmp_socket),
+            rescue=listen(paths.rescue_socket),
+            agent=listen(paths.agent_socket),
+            serial=listen(paths.serial_socket),
+        )
+        argv = qemu_argv(spec, sockets)
+        try:
+            pid = spawn_detached(
+                argv,
+                log=paths.qemu_log,
+                cwd=paths.root,
+                env=spec.qemu.environment(),
+                pass_fds=sockets.all(),
+            )
+        except OSError as error:
+            message = _epitaph("spawned", f"{argv[0]}: {error.strerror}", [], [])
+            raise BootFailed(message, phase="spawned") from error
+    identity = identify(pid)
+    if identity is None:
+        message = _epitaph("spawned", _ending(exit_status(pid)) or "it ended", _stderr(paths), [])
+        raise BootFailed(message, phase="spawned")
+    record = QemuRecord(
+        identity=identity,
+        boot=secrets.token_hex(8),
+        image_key=image_key,
+        agent_digest=agent_digest,
+        accel=spec.accel,
+        started_ns=time.time_ns(),
+        argv=tuple(argv),
+    )
+    return record, argv
+
+
+async def _failure(
+    vm: RunningQemu, paths: MachinePaths, phase: str, error: BaseException
+) -> BootFailed:
+    """Bury QEMU and say what it died of."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):  # what it still has to say comes before its end
+            await vm.qmp.wait_closed()
+    died_by_itself = vm.qmp.closed
+    await asyncio.to_thread(terminate, vm.record.identity, grace=1.0)
+    status = vm.exit_status() if died_by_itself else None
+    console = vm.console.tail()[-_CONSOLE_LINES:] if vm.console else []
+    fatal = vm.console.fatal if vm.console else None
+    await vm.aclose()
+    reason = fatal or (_ending(status) if status else None) or _reason(error)
+    return BootFailed(
+        _epitaph(phase, reason, _stderr(paths), console),
+        phase=phase,
+        hint=f"the guest's console is in {paths.console_log}",
+    )
+
+
+def _epitaph(phase: str, reason: str, stderr: list[str], console: list[str]) -> str:
+    """The first line says it all; what QEMU and the console said follows."""
+    lines = [f"the machine did not start: {reason} (phase {phase})"]
+    lines += [f"  qemu: {line}" for line in stderr]
+    lines += [f"  console: {line}" for line in console]
+    return "\n".join(lines)
+
+
+def _ending(status: int | None) -> str | None:
+    if status is None:
+        return None
+    return f"QEMU was ended by signal {-status}" if status < 0 else f"QEMU ended, status {status}"
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or "no answer in time"
+
+
+def _stderr(paths: MachinePaths) -> list[str]:
+    try:
+        text = paths.qemu_log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
+
+
+async def _drop(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not complain

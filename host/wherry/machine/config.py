@@ -1,0 +1,153 @@
+"""The size of a machine, kept in its machine.json, and the machines that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from wherry.errors import Conflict, InvalidInput, NotFound, StorageError
+from wherry.machine.accel import ACCELERATORS, host_arch
+from wherry.machine.record import read_record
+from wherry.osutil import (
+    atomic_write,
+    cpu_count,
+    is_alive,
+    private_directory,
+    total_memory,
+)
+from wherry.paths import Home, MachinePaths
+from wherry.settings import Settings
+
+_DEFAULT_CPUS = 4
+_DEFAULT_MEMORY_MIB = 4096
+MINIMUM_MEMORY_MIB = 256
+_MAXIMUM_DISK_GIB = 4096
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
+ARCHITECTURES = ("amd64", "arm64")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What a machine has. `accel`: auto, or one that is asked for (`accel.ACCELERATORS`)."""
+
+    cpus: int
+    memory_mib: int
+    disk_gib: int
+    arch: str
+    accel: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cpus <= 255:
+            raise InvalidInput(f"a machine cannot have {self.cpus} processors")
+        if self.memory_mib < MINIMUM_MEMORY_MIB:
+            raise InvalidInput(
+                f"{self.memory_mib} MiB of memory are too little for a machine",
+                hint=f"give it at least {MINIMUM_MEMORY_MIB} MiB",
+            )
+        if not 1 <= self.disk_gib <= _MAXIMUM_DISK_GIB:
+            raise InvalidInput(f"a machine's disk cannot have {self.disk_gib} GiB")
+        if self.arch not in ARCHITECTURES:
+            raise InvalidInput(
+                f"unknown architecture {self.arch!r}", hint=f"one of {', '.join(ARCHITECTURES)}"
+            )
+        if self.accel not in ("auto", *ACCELERATORS):
+            raise InvalidInput(f"unknown accelerator {self.accel!r}")
+
+
+def default_config(settings: Settings) -> MachineConfig:
+    """min(4, cores) processors, min(4 GiB, half of the memory), 64 GiB of disk, unless set."""
+    half = total_memory() // 2 // (1 << 20)
+    return MachineConfig(
+        cpus=settings.cpus or min(_DEFAULT_CPUS, cpu_count()),
+        memory_mib=settings.memory_mib or max(MINIMUM_MEMORY_MIB, min(_DEFAULT_MEMORY_MIB, half)),
+        disk_gib=settings.disk_gib,
+        arch=host_arch(),
+        accel="auto",
+    )
+
+
+def read_config(file: Path) -> MachineConfig | None:
+    """The stored configuration; None when there is none.
+
+    Raises:
+        StorageError: the file is damaged.
+        InvalidInput: it has a value that is not possible.
+    """
+    try:
+        data = json.loads(file.read_bytes())
+        known = {field.name for field in fields(MachineConfig)}
+        return MachineConfig(**{name: data[name] for name in known})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{file} is damaged ({error})", hint="correct it, or remove it to get the defaults"
+        ) from error
+
+
+def write_config(file: Path, config: MachineConfig) -> None:
+    atomic_write(file, json.dumps(asdict(config), indent=1, sort_keys=True).encode() + b"\n")
+
+
+def check_name(name: str) -> str:
+    """Raises InvalidInput when `name` cannot be a machine's."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} cannot be a machine's name",
+            hint="up to 31 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit",
+        )
+    return name
+
+
+def list_machines(home: Home) -> list[str]:
+    """The names of all machines, sorted."""
+    try:
+        entries = sorted(home.machines.iterdir())
+    except FileNotFoundError:
+        return []
+    return [entry.name for entry in entries if entry.is_dir() and _NAME.fullmatch(entry.name)]
+
+
+def create_machine(home: Home, name: str, config: MachineConfig) -> None:
+    """Lay down a machine's directory; its disk and image are made when it first starts.
+
+    Raises:
+        InvalidInput: not a possible name.
+        Conflict: there is one of that name.
+    """
+    paths = home.machine(check_name(name))
+    if paths.config.exists():
+        raise Conflict(f"there is a machine {name!r} already")
+    prepare_directories(home, paths)
+    write_config(paths.config, config)
+
+
+def remove_machine(home: Home, name: str) -> None:
+    """Remove a machine that is off, with its data disk.
+
+    Raises:
+        NotFound: no such machine.
+        Conflict: its QEMU runs.
+    """
+    paths = home.machine(check_name(name))
+    if not paths.root.is_dir():
+        raise NotFound(f"no machine {name!r}", hint="wherry machine ls lists them")
+    record = read_record(paths.qemu_record)
+    if record is not None and is_alive(record.identity):
+        raise Conflict(f"machine {name!r} is running", hint=f"wherry machine stop {name}")
+    for directory in {paths.root, paths.sockets}:
+        if directory.exists():
+            shutil.rmtree(directory)
+
+
+def prepare_directories(home: Home, paths: MachinePaths) -> None:
+    """Make the machine's private directories.
+
+    Raises:
+        StorageError: one of them is not ours.
+    """
+    for directory in (home.root, paths.root, paths.sockets):
+        private_directory(directory)
