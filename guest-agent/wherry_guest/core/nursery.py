@@ -1,0 +1,259 @@
+"""PID 1's children: starting them, hearing from them, reaping them. Used by PID 1 only.
+
+Rules: nothing here waits for a child. Its status socket says how the start went (a message: it
+failed; a plain end: it exec'd), the wait status says how it ended. A record lives until the agent
+forgets it, so that a new agent hears everything again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from wherry_guest.core import cgroups
+from wherry_guest.core.child import become
+from wherry_guest.core.plan import Layout, container_plan, exec_plan
+from wherry_guest.core.spec import parse_process, parse_spec
+from wherry_guest.core.steps import SETUP_FAILED, Step
+from wherry_guest.core.syscalls import CLONE_NEWPID
+from wherry_guest.zygote import Packet, Rootfs
+
+if TYPE_CHECKING:
+    from wherry_guest.core.syscalls import Kernel
+
+Emit = Callable[[dict[str, Any], Sequence[int]], None]
+"""Sends one event to the agent: header, descriptors (which stay ours)."""
+
+_MAX_REPORT: Final = 65536
+
+_socket: Final[Any] = socket
+
+
+@dataclass(slots=True)
+class Child:
+    """One spawned process. `new_cgroup`: the directory that a failed start must remove."""
+
+    key: str
+    pid: int
+    status: socket.socket | None
+    new_cgroup: str | None
+    started_ns: int = 0
+    terminal: int | None = None
+    failure: dict[str, Any] | None = None
+    ended: tuple[int, int] | None = None  # (wait status, time_ns)
+
+
+@dataclass(slots=True)
+class Nursery:
+    """All children by key and by pid.
+
+    Args:
+        watch, unwatch: called with the status socket's descriptor; `hear` when it is readable.
+    """
+
+    kernel: Kernel
+    layout: Layout
+    emit: Emit
+    watch: Callable[[int], None]
+    unwatch: Callable[[int], None]
+    own_pid_namespace: int
+    children: dict[str, Child] = field(default_factory=dict)
+    _by_pid: dict[int, Child] = field(default_factory=dict)
+    _by_status: dict[int, Child] = field(default_factory=dict)
+
+    def spawn(self, packet: Packet) -> None:
+        """Start a container; the answer is an event."""
+        header = packet.header
+        key, path, tty = header["key"], header["cgroup"], header["tty"]
+        if self._refuse_taken(key):
+            return
+        layout = self.layout
+
+        def make_plan() -> list[Step]:
+            body = json.loads(packet.body)
+            rootfs = body["rootfs"]
+            rootfs["lowerdirs"] = tuple(rootfs["lowerdirs"])
+            spec = parse_spec(body["spec"])
+            return container_plan(spec, Rootfs(**rootfs), tty, directory, layout)
+
+        try:
+            directory = cgroups.make(self.kernel, layout.cgroups, path)
+        except (OSError, ValueError) as error:
+            self._refuse(key, f"make the cgroup {path}", error)
+            return
+        try:
+            self._launch(key, directory, directory, packet.fds, make_plan, None)
+        except OSError as error:
+            cgroups.remove(self.kernel, directory)
+            self._refuse(key, "clone the process", error)
+
+    def exec(self, packet: Packet) -> None:
+        """Start one more process in a container; the answer is an event."""
+        header = packet.header
+        key, tty, target = header["key"], header["tty"], header["target"]
+        if self._refuse_taken(key):
+            return
+        container = self._by_pid.get(target)
+        if container is None or not container.started_ns:
+            error = OSError(errno.ESRCH, "the container is not running")
+            self._refuse(key, "find the container's process", error)
+            return
+
+        def make_plan() -> list[Step]:
+            return exec_plan(parse_process(json.loads(packet.body)["process"]), tty, pidfd)
+
+        directory = f"{self.layout.cgroups}/{header['cgroup']}"
+        try:
+            pidfd = self.kernel.pidfd_open(target)
+        except OSError as error:
+            self._refuse(key, "find the container's process", error)
+            return
+        try:
+            self._launch(key, directory, None, packet.fds, make_plan, pidfd)
+        except OSError as error:
+            self._refuse(key, "clone the process into the container", error)
+        finally:
+            self.kernel.close(pidfd)
+
+    def hear(self, fd: int) -> None:
+        """Read the status socket `fd`: a terminal, a failure, or the end."""
+        child = self._by_status.get(fd)
+        while child is not None and child.status is not None:
+            try:
+                data, fds, _, _ = _socket.recv_fds(
+                    child.status, _MAX_REPORT, 1, _socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            if not data:
+                self._close_status(child)
+                if child.failure is None:
+                    child.started_ns = time.time_ns()
+                    self._emit_started(child)
+            elif fds:
+                child.terminal = fds[0]
+            else:
+                child.failure = json.loads(data)
+
+    def reap(self, pid: int, status: int) -> bool:
+        """Take note of a wait status; False when the process is none of ours (an orphan)."""
+        child = self._by_pid.pop(pid, None)
+        if child is None:
+            return False
+        if child.status is not None:
+            self.hear(child.status.fileno())  # it is dead: everything is there, the end too
+        if child.failure is not None:
+            self._forget_failed(child)
+        else:
+            child.ended = (status, time.time_ns())
+            self._emit_exited(child)
+        return True
+
+    def forget(self, key: str) -> None:
+        """Drop the record of an ended process."""
+        child = self.children.get(key)
+        if child is not None and child.ended is not None:
+            self._drop(child)
+
+    def repeat(self) -> None:
+        """Tell a new agent everything."""
+        for child in self.children.values():
+            if child.started_ns:
+                self._emit_started(child)
+            if child.ended is not None:
+                self._emit_exited(child)
+
+    def _launch(
+        self,
+        key: str,
+        cgroup: str,
+        new_cgroup: str | None,
+        stdio: Sequence[int],
+        make_plan: Callable[[], Sequence[Step]],
+        pidfd: int | None,
+    ) -> None:
+        kernel = self.kernel
+        cgroup_fd = kernel.open(cgroup, os.O_RDONLY)
+        ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        try:
+            if pidfd is None:
+                pid = kernel.clone(CLONE_NEWPID, cgroup_fd)
+            else:
+                pid = self._clone_beside(pidfd, cgroup_fd)
+            if pid == 0:
+                become(kernel, make_plan, stdio, theirs, [] if pidfd is None else [pidfd])
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            kernel.close(cgroup_fd)
+        ours.setblocking(False)
+        child = Child(key, pid, ours, new_cgroup)
+        self.children[key] = self._by_pid[pid] = self._by_status[ours.fileno()] = child
+        self.watch(ours.fileno())
+
+    def _clone_beside(self, pidfd: int, cgroup_fd: int) -> int:
+        """Clone a child of ours into the pid namespace of `pidfd`.
+
+        setns(2) on a pid namespace changes where *children* are born, so one clone is enough where
+        setns in a child of its own would take two; what is changed here is put back at once.
+        """
+        kernel = self.kernel
+        kernel.setns(pidfd, CLONE_NEWPID)
+        try:
+            pid = kernel.clone(0, cgroup_fd)
+        except OSError:
+            kernel.setns(self.own_pid_namespace, CLONE_NEWPID)
+            raise
+        if pid:
+            kernel.setns(self.own_pid_namespace, CLONE_NEWPID)
+        return pid
+
+    def _close_status(self, child: Child) -> None:
+        if child.status is not None:
+            fd = child.status.fileno()
+            self.unwatch(fd)
+            del self._by_status[fd]
+            child.status.close()
+            child.status = None
+
+    def _forget_failed(self, child: Child) -> None:
+        if child.new_cgroup is not None:
+            cgroups.remove(self.kernel, child.new_cgroup)
+        self._drop(child)
+        self.emit({"event": "failed", "key": child.key, **(child.failure or {})}, ())
+
+    def _drop(self, child: Child) -> None:
+        del self.children[child.key]
+        if child.terminal is not None:
+            self.kernel.close(child.terminal)
+
+    def _emit_started(self, child: Child) -> None:
+        header = {"event": "started", "key": child.key, "pid": child.pid}
+        fds = () if child.terminal is None else (child.terminal,)
+        self.emit({**header, "started_ns": child.started_ns}, fds)
+
+    def _emit_exited(self, child: Child) -> None:
+        if child.ended is not None:
+            status, time_ns = child.ended
+            header = {"event": "exited", "key": child.key, "pid": child.pid}
+            self.emit({**header, "status": status, "time_ns": time_ns}, ())
+
+    def _refuse_taken(self, key: str) -> bool:
+        if key not in self.children:
+            return False
+        self._refuse(key, "start the process", OSError(errno.EEXIST, f"{key} is in use"))
+        return True
+
+    def _refuse(self, key: str, step: str, error: OSError | ValueError) -> None:
+        number = error.errno if isinstance(error, OSError) else errno.EINVAL
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        report = {"step": step, "errno": number or 0, "exit_code": SETUP_FAILED}
+        self.emit({"event": "failed", "key": key, **report, "message": f"{step}: {words}"}, ())
