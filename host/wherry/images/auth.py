@@ -15,6 +15,7 @@ import base64
 import binascii
 import re
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,20 +185,28 @@ def parse_token(data: bytes, now: float) -> Token:
     return Token(value, now + max(lifetime - EXPIRY_MARGIN_SECONDS, 1))
 
 
-def parse_registry_auth(header: str) -> Credentials | None:
-    """The Engine API's X-Registry-Auth header: base64url JSON. None when it says nothing.
+def credentials_from_fields(fields: Mapping[str, Any], where: str) -> Credentials:
+    """Credentials as Docker writes them in JSON: `username`, `password`, `auth`, `identitytoken`,
+    `registrytoken` (an entry of config.json's auths, the Engine API's X-Registry-Auth).
 
     Raises:
-        InvalidInput: it is not base64url JSON, or a field is not a string.
+        InvalidInput: a field is not a string, or `auth` is not base64; the message names `where`.
     """
-    text = header.strip()
-    try:
-        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) or b"{}"
-        fields = msgspec.json.decode(data, type=dict[str, Any] | None) or {}
-    except (ValueError, msgspec.MsgspecError) as error:
-        raise InvalidInput("the X-Registry-Auth header is not base64url-encoded JSON") from error
-    credentials = _from_fields(fields, "the X-Registry-Auth header")
-    return None if credentials.is_anonymous else credentials
+
+    def text(name: str) -> str:
+        value = fields.get(name) or ""
+        if not isinstance(value, str):
+            raise InvalidInput(f"{where}: {name} must be a string")
+        return value
+
+    username, password = text("username"), text("password")
+    if auth := text("auth"):
+        try:
+            pair = base64.b64decode(auth, validate=False).decode()
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{where}: auth is not base64") from error
+        username, _, password = pair.rstrip("\0").partition(":")
+    return Credentials(username, password, text("identitytoken"), text("registrytoken"))
 
 
 def find_credentials(config: bytes, registry: str) -> HelperCall | Credentials | None:
@@ -223,7 +232,7 @@ def find_credentials(config: bytes, registry: str) -> HelperCall | Credentials |
     auths = _mapping(fields, "auths")
     for key, entry in auths.items():
         if isinstance(entry, dict) and _host_of(key) in {_host_of(name) for name in names}:
-            found = _from_fields(entry, f"Docker's config.json, auths of {key}")
+            found = credentials_from_fields(entry, f"Docker's config.json, auths of {key}")
             if not found.is_anonymous:
                 return found
     return None
@@ -245,23 +254,6 @@ def parse_helper_answer(output: bytes) -> Credentials:
     if username == TOKEN_USER:
         return Credentials(identity_token=secret)
     return Credentials(username, secret)
-
-
-def _from_fields(fields: dict[str, Any], where: str) -> Credentials:
-    def text(name: str) -> str:
-        value = fields.get(name) or ""
-        if not isinstance(value, str):
-            raise InvalidInput(f"{where}: {name} must be a string")
-        return value
-
-    username, password = text("username"), text("password")
-    if auth := text("auth"):
-        try:
-            pair = base64.b64decode(auth, validate=False).decode()
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{where}: auth is not base64") from error
-        username, _, password = pair.rstrip("\0").partition(":")
-    return Credentials(username, password, text("identitytoken"), text("registrytoken"))
 
 
 def _config_keys(registry: str) -> list[str]:

@@ -1,0 +1,84 @@
+"""Work in progress on content: one worker per digest at a time, files that vanish unless kept.
+
+A lock file (many digests share one: there are 4,096) keeps other threads and processes away from a
+digest; the kernel frees it when its holder dies. Temporary files are named after the digest, so
+that the next holder of the lock clears away what a killed one left.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from wherry.images.registry import Stopped
+from wherry.osutil import LockHeld, fsync_directory, lock_file, private_directory
+
+_LOOK_SECONDS = 0.5
+
+
+class Ingest:
+    """The directory of unfinished files; on the same file system as what they become."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = private_directory(root)
+        self._locks = private_directory(root / "locks")
+
+    @contextmanager
+    def working_on(
+        self,
+        digest: str,
+        *,
+        stop: threading.Event | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> Iterator[None]:
+        """Hold the lock of a digest; leftovers of a killed holder are removed.
+
+        Args:
+            stop: when set, waiting ends with `Stopped`.
+            on_wait: called once when another worker has the lock.
+        """
+        hexadecimal = digest.removeprefix("sha256:")
+        path = self._locks / f"{hexadecimal[:3]}.lock"
+        patience = 0.0
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(lock_file(path, timeout=patience))
+                    break
+                except LockHeld:
+                    if on_wait is not None and not patience:
+                        on_wait()
+                    patience = _LOOK_SECONDS
+                if stop is not None and stop.is_set():
+                    raise Stopped
+            for leftover in self._root.glob(f"{hexadecimal}-*"):
+                remove_file(leftover)
+            yield
+
+    @contextmanager
+    def new_file(self, digest: str, kind: str) -> Iterator[Path]:
+        """A name for a file about that digest; removed at the end, unless it was moved away."""
+        hexadecimal = digest.removeprefix("sha256:")
+        path = self._root / f"{hexadecimal}-{secrets.token_hex(4)}.{kind}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Rename a synced file and make the name durable."""
+    source.replace(target)
+    fsync_directory(target.parent)
+
+
+def remove_file(path: Path) -> bool:
+    """Remove a file; False when it is still open somewhere (Windows) and stays."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        return False
+    return True

@@ -1,0 +1,391 @@
+"""What the image store knows: images, tags and their log, leases, layers. SQLite.
+
+Rule of collection: an *object* (a blob, `sha256:…`; an EROFS file, `erofs:sha256:…`) is kept while
+an image or a lease names it. Whoever is about to use objects takes a lease first and looks whether
+they are there second; objects are removed inside a write transaction that looks for leases. So
+nothing is removed under somebody's hands, in whichever process. What may have lost its last
+holder is written to `garbage` first, so that a crash between forgetting and removing leaks nothing.
+
+Journal mode WAL, synchronous FULL: what was committed survives a power failure.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wherry.errors import StorageError
+from wherry.images.convert import ConvertedLayer
+
+_BUSY_SECONDS = 60.0
+_OBJECTS_PER_COLLECTION = 2000
+
+MIGRATIONS = (
+    """
+    CREATE TABLE images (
+        id TEXT PRIMARY KEY, manifest_digest TEXT NOT NULL, media_type TEXT NOT NULL,
+        manifest_size INTEGER NOT NULL, os TEXT NOT NULL, architecture TEXT NOT NULL,
+        variant TEXT NOT NULL, created_ns INTEGER NOT NULL, size INTEGER NOT NULL,
+        raw_config BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE image_layers (
+        image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE, position INTEGER NOT NULL,
+        diff_id TEXT NOT NULL, blob TEXT NOT NULL, blob_size INTEGER NOT NULL,
+        PRIMARY KEY (image_id, position)
+    ) STRICT;
+    CREATE TABLE image_objects (
+        image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE, object TEXT NOT NULL,
+        PRIMARY KEY (image_id, object)
+    ) STRICT;
+    CREATE INDEX image_objects_object ON image_objects(object);
+    CREATE TABLE tags (
+        name TEXT PRIMARY KEY, image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE
+    ) STRICT;
+    CREATE TABLE digests (
+        repository TEXT NOT NULL, digest TEXT NOT NULL,
+        image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE,
+        PRIMARY KEY (repository, digest)
+    ) STRICT;
+    CREATE TABLE tag_log (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, name TEXT NOT NULL,
+        old_id TEXT, new_id TEXT
+    ) STRICT;
+    CREATE TABLE layers (
+        diff_id TEXT NOT NULL, format INTEGER NOT NULL, size INTEGER NOT NULL,
+        data_bytes INTEGER NOT NULL, entries INTEGER NOT NULL, tar_bytes INTEGER NOT NULL,
+        opaque_root INTEGER NOT NULL, PRIMARY KEY (diff_id, format)
+    ) STRICT;
+    CREATE TABLE leases (
+        holder TEXT NOT NULL, object TEXT NOT NULL, expires_ns INTEGER,
+        PRIMARY KEY (holder, object)
+    ) STRICT;
+    CREATE INDEX leases_object ON leases(object);
+    CREATE TABLE garbage (object TEXT PRIMARY KEY) STRICT;
+    CREATE TABLE exported (seq INTEGER NOT NULL) STRICT;
+    INSERT INTO exported VALUES (-1);
+    """,
+)
+"""One script per schema version, `PRAGMA user_version`. Add to the end; never change one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """An image; `id` is its config's digest."""
+
+    id: str
+    manifest_digest: str
+    media_type: str
+    manifest_size: int
+    os: str
+    architecture: str
+    variant: str
+    created_ns: int
+    size: int
+    raw_config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """A layer of an image: its diffID and the blob that it came in."""
+
+    diff_id: str
+    blob: str
+    blob_size: int
+
+
+class StoreDb:
+    """The database at `path`, made or migrated when it is opened. Thread-safe.
+
+    Raises:
+        StorageError: it cannot be opened, is damaged, or was written by a newer Wherry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "fullfsync=ON",
+                "checkpoint_fullfsync=ON",
+            ):
+                self._connection.execute(f"PRAGMA {pragma}").fetchall()
+            self._migrate()
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction, the only one in all processes; rolled back on an exception."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    self._connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self._failure(error) from error
+
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """All rows of a query."""
+        with self._lock:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._failure(error) from error
+
+    # Images and their names.
+
+    def image(self, image_id: str) -> ImageRow | None:
+        found = self.rows(f"SELECT {_IMAGE} FROM images WHERE id = ?", image_id)
+        return ImageRow(*found[0]) if found else None  # type: ignore[arg-type]  # STRICT table
+
+    def images(self) -> list[ImageRow]:
+        """All images, the newest first."""
+        found = self.rows(f"SELECT {_IMAGE} FROM images ORDER BY created_ns DESC, id")
+        return [ImageRow(*row) for row in found]  # type: ignore[arg-type]  # STRICT table
+
+    def ids_starting(self, prefix: str) -> list[str]:
+        """Ids that begin with `sha256:` and some hexadecimal digits; at most two."""
+        found = self.rows(
+            "SELECT id FROM images WHERE id >= ? AND id < ? LIMIT 2", prefix, prefix + "g"
+        )
+        return [str(row[0]) for row in found]
+
+    def tag_target(self, name: str) -> str | None:
+        found = self.rows("SELECT image_id FROM tags WHERE name = ?", name)
+        return str(found[0][0]) if found else None
+
+    def digest_target(self, repository: str, digest: str) -> str | None:
+        found = self.rows(
+            "SELECT image_id FROM digests WHERE repository = ? AND digest = ?", repository, digest
+        )
+        return str(found[0][0]) if found else None
+
+    def names(self) -> tuple[dict[str, list[str]], dict[str, list[tuple[str, str]]]]:
+        """Of every image id: its full tags, and its (repository, digest) pairs; sorted."""
+        tags: dict[str, list[str]] = {}
+        for name, image_id in self.rows("SELECT name, image_id FROM tags ORDER BY name"):
+            tags.setdefault(str(image_id), []).append(str(name))
+        digests: dict[str, list[tuple[str, str]]] = {}
+        for repository, digest, image_id in self.rows(
+            "SELECT repository, digest, image_id FROM digests ORDER BY repository, digest"
+        ):
+            digests.setdefault(str(image_id), []).append((str(repository), str(digest)))
+        return tags, digests
+
+    def layers_of(self, image_id: str) -> list[LayerRow]:
+        """An image's layers, lowest first."""
+        found = self.rows(
+            "SELECT diff_id, blob, blob_size FROM image_layers WHERE image_id = ? "
+            "ORDER BY position",
+            image_id,
+        )
+        return [LayerRow(*row) for row in found]  # type: ignore[arg-type]  # STRICT table
+
+    def add_image(
+        self,
+        row: ImageRow,
+        layers: Iterable[LayerRow],
+        objects: Iterable[str],
+        tag: str | None,
+        digest: tuple[str, str] | None,
+    ) -> None:
+        """Store an image (again) and point names at it, in one transaction."""
+        with self.write() as connection:
+            marks = ", ".join("?" * len(_IMAGE_FIELDS))
+            updates = ", ".join(f"{name} = excluded.{name}" for name in _IMAGE_FIELDS[1:])
+            connection.execute(
+                f"INSERT INTO images ({_IMAGE}) VALUES ({marks}) "
+                f"ON CONFLICT (id) DO UPDATE SET {updates}",
+                [getattr(row, name) for name in _IMAGE_FIELDS],
+            )
+            connection.execute("DELETE FROM image_layers WHERE image_id = ?", (row.id,))
+            connection.executemany(
+                "INSERT INTO image_layers VALUES (?, ?, ?, ?, ?)",
+                [(row.id, n, it.diff_id, it.blob, it.blob_size) for n, it in enumerate(layers)],
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO image_objects VALUES (?, ?)",
+                [(row.id, name) for name in objects],
+            )
+            if digest is not None:
+                connection.execute(
+                    "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (*digest, row.id)
+                )
+            if tag is not None:
+                _point(connection, tag, row.id)
+
+    def set_tag(self, name: str, image_id: str) -> None:
+        with self.write() as connection:
+            _point(connection, name, image_id)
+
+    def remove_names(self, tags: Iterable[str], digests: Iterable[tuple[str, str]]) -> None:
+        with self.write() as connection:
+            for name in tags:
+                _point(connection, name, None)
+            connection.executemany(
+                "DELETE FROM digests WHERE repository = ? AND digest = ?", list(digests)
+            )
+
+    def remove_image(self, image_id: str) -> None:
+        """Forget an image and its names; its objects become candidates for collection."""
+        with self.write() as connection:
+            names = connection.execute("SELECT name FROM tags WHERE image_id = ?", (image_id,))
+            for (name,) in names.fetchall():
+                _point(connection, name, None)
+            connection.execute(
+                "INSERT OR IGNORE INTO garbage SELECT object FROM image_objects WHERE image_id = ?",
+                (image_id,),
+            )
+            connection.execute("DELETE FROM images WHERE id = ?", (image_id,))
+
+    # Layers.
+
+    def layer(self, diff_id: str, format_version: int) -> ConvertedLayer | None:
+        found = self.rows(
+            "SELECT size, data_bytes, entries, tar_bytes, opaque_root FROM layers "
+            "WHERE diff_id = ? AND format = ?",
+            diff_id,
+            format_version,
+        )
+        if not found:
+            return None
+        size, data_bytes, entries, tar_bytes, opaque_root = (int(str(it)) for it in found[0])
+        return ConvertedLayer(size, data_bytes, entries, tar_bytes, bool(opaque_root))
+
+    def add_layer(self, diff_id: str, format_version: int, layer: ConvertedLayer) -> None:
+        with self.write() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO layers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    diff_id,
+                    format_version,
+                    layer.size,
+                    layer.data_bytes,
+                    layer.entries,
+                    layer.tar_bytes,
+                    int(layer.opaque_root),
+                ),
+            )
+
+    # Leases and collection.
+
+    def lease(self, holder: str, objects: Iterable[str], seconds: float | None) -> None:
+        """Keep objects for `holder`, for ever (None) or for so many seconds from now."""
+        expires = None if seconds is None else time.time_ns() + int(seconds * 1e9)
+        with self.write() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)",
+                [(holder, name, expires) for name in objects],
+            )
+
+    def release(self, holder: str) -> None:
+        with self.write() as connection:
+            _drop_leases(connection, "holder = ?", holder)
+
+    def lease_holders(self) -> list[str]:
+        return [str(row[0]) for row in self.rows("SELECT DISTINCT holder FROM leases")]
+
+    def collect(self, remove: Callable[[str], bool]) -> list[str]:
+        """Remove objects that nobody holds any more; the removed ones.
+
+        Args:
+            remove: removes an object's file; False: it has to stay for now.
+        """
+        if not self.rows(
+            "SELECT 1 FROM garbage UNION ALL SELECT 1 FROM leases WHERE expires_ns < ? LIMIT 1",
+            time.time_ns(),
+        ):
+            return []
+        with self.write() as connection:
+            _drop_leases(connection, "expires_ns < ?", time.time_ns())
+            connection.execute(
+                "DELETE FROM garbage WHERE object IN (SELECT object FROM image_objects) "
+                "OR object IN (SELECT object FROM leases)"
+            )
+            found = connection.execute(
+                "SELECT object FROM garbage LIMIT ?", (_OBJECTS_PER_COLLECTION,)
+            )
+            gone = [str(name) for (name,) in found.fetchall() if remove(str(name))]
+            connection.executemany("DELETE FROM garbage WHERE object = ?", [(g,) for g in gone])
+            layers = [(g.removeprefix("erofs:"),) for g in gone if g.startswith("erofs:")]
+            connection.executemany("DELETE FROM layers WHERE diff_id = ?", layers)
+        return gone
+
+    # The export of the tags.
+
+    def export(self, write_index: Callable[[], None]) -> None:
+        """Call `write_index` when names changed since the last time; one process at a time."""
+        if not self._export_is_stale():
+            return
+        with self.write() as connection:
+            if self._export_is_stale():
+                write_index()
+                connection.execute("UPDATE exported SET seq = (" + _LAST_CHANGE + ")")
+
+    def _export_is_stale(self) -> bool:
+        return bool(self.rows(f"SELECT 1 FROM exported WHERE seq != ({_LAST_CHANGE})"))
+
+    def _migrate(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise StorageError(
+                f"{self._path} was written by a newer Wherry (schema {version})",
+                hint="upgrade Wherry, or set WHERRY_HOME to another directory",
+            )
+        while version < len(MIGRATIONS):
+            with self.write() as connection:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version < len(MIGRATIONS):
+                    for statement in MIGRATIONS[version].split(";"):
+                        connection.execute(statement)
+                    version += 1
+                    connection.execute(f"PRAGMA user_version = {version}")
+
+    def _failure(self, error: sqlite3.Error) -> StorageError:
+        return StorageError(f"{self._path}: {error}", hint="is the disk full or not writable?")
+
+
+_IMAGE_FIELDS = tuple(ImageRow.__dataclass_fields__)
+_IMAGE = ", ".join(_IMAGE_FIELDS)
+_LAST_CHANGE = "SELECT coalesce(max(seq), 0) FROM tag_log"
+
+
+def _point(connection: sqlite3.Connection, name: str, image_id: str | None) -> None:
+    """Let a tag name an image, or none; logged when that changes something."""
+    found = connection.execute("SELECT image_id FROM tags WHERE name = ?", (name,)).fetchone()
+    old = found[0] if found else None
+    if image_id is None:
+        connection.execute("DELETE FROM tags WHERE name = ?", (name,))
+    else:
+        connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?)", (name, image_id))
+    if old != image_id:
+        connection.execute(
+            "INSERT INTO tag_log (time_ns, name, old_id, new_id) VALUES (?, ?, ?, ?)",
+            (time.time_ns(), name, old, image_id),
+        )
+
+
+def _drop_leases(connection: sqlite3.Connection, condition: str, value: object) -> None:
+    connection.execute(
+        f"INSERT OR IGNORE INTO garbage SELECT object FROM leases WHERE {condition}", (value,)
+    )
+    connection.execute(f"DELETE FROM leases WHERE {condition}", (value,))
