@@ -21,6 +21,9 @@ from typing import Any, Final
 from wherry_guest import wire
 from wherry_guest.loop import Loop, Timer
 
+_os: Final[Any] = os
+"""For names that only POSIX systems have: a type checker may be checking for Windows."""
+
 PORT_NAME: Final = "wherry.agent"
 
 READ_PIECE: Final = 4096
@@ -356,7 +359,7 @@ class Channel:
         except OSError:
             self._look_later(self._open)
             return
-        os.set_blocking(self._fd, False)
+        _os.set_blocking(self._fd, False)
         self._reopens = stat.S_ISSOCK(os.fstat(self._fd).st_mode)
         self._look()
 
@@ -404,7 +407,7 @@ class Channel:
         budget = ROUND_LIMIT
         while budget > 0:
             try:
-                count = os.readv(self._fd, self._pieces)
+                count = _os.readv(self._fd, self._pieces)
             except BlockingIOError:
                 break
             except OSError:
@@ -447,7 +450,7 @@ class Channel:
                 self._set_writing(False)
                 return
             try:
-                count = os.writev(self._fd, self._backlog)
+                count = _os.writev(self._fd, self._backlog)
             except BlockingIOError:
                 break
             except OSError:
@@ -558,7 +561,7 @@ def open_agent_port() -> int:
     Raises:
         OSError: there is no such port (yet), or somebody has it open (EBUSY).
     """
-    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = _os.O_RDWR | _os.O_NONBLOCK | _os.O_CLOEXEC
     named = Path("/dev/virtio-ports", PORT_NAME)
     if named.exists():
         return os.open(named, flags)

@@ -48,6 +48,7 @@ from wherry_guest.outbox import Buffer, Outbox, StreamState
 
 __all__ = [
     "MAX_MESSAGE",
+    "VERSION",
     "WINDOW",
     "Broken",
     "Buffer",
@@ -72,6 +73,7 @@ __all__ = [
     "Writable",
 ]
 
+VERSION: Final = f"{frames.MAJOR}.{frames.MINOR}"
 WINDOW: Final = 512 * 1024
 """Bytes of a stream that may be under way, and that its sender may have to keep."""
 
@@ -363,7 +365,7 @@ class Connection:
 
     def _say_hello(self) -> None:
         hello = self._hello | {
-            "wire": f"{frames.MAJOR}.{frames.MINOR}",
+            "wire": VERSION,
             "epoch": self.epoch,
             "tag": self._parser.tag,
             "session": self._session,
