@@ -1,0 +1,324 @@
+"""One container: its state machine, its files, its descriptors.
+
+    starting -> running -> draining -> exited (-> starting ...)
+
+Rules: `state.json` is written before PID 1 is asked for anything, so that a new agent can take
+every process over; the exit is stored (data disk and state.json) before it is told; only then PID 1
+forgets.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from wherry_guest.agent.kernel import TIOCSWINSZ, big_pipe, ioctl, write_atomically
+from wherry_guest.agent.logs import STDERR, STDOUT, Log
+from wherry_guest.agent.paths import ContainerPaths
+from wherry_guest.agent.stdio import LogPump, Stdin
+from wherry_guest.agent.tasks import Promise
+from wherry_guest.channel import CallError
+from wherry_guest.loop import Loop
+from wherry_guest.zygote import Exited, Started
+
+_os: Final[Any] = os
+_signal: Final[Any] = signal
+
+
+class Status(enum.Enum):
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    """The process is gone, its output is not all in the log."""
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What of a start request outlives the start."""
+
+    tty: bool
+    open_stdin: bool
+    stdin_once: bool
+    lowerdirs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A container's end, as in `container.exit`."""
+
+    id: str
+    exit_code: int
+    signal: int | None
+    oom: bool
+    started_ns: int
+    finished_ns: int
+    log_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """The pipes of a start. `child` goes to the process (None with a terminal), the rest stays
+    here.
+
+    With a terminal `outputs` is one pipe, (reader, writer), that the terminal's output goes
+    through.
+    """
+
+    child: tuple[int, int, int] | None
+    stdin: int | None
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def make(cls, options: Options) -> Stdio:
+        if options.tty:
+            return cls(None, None, big_pipe())
+        stdin_reader, stdin = _stdin_pipe(options.open_stdin)
+        out_reader, out_writer = big_pipe()
+        err_reader, err_writer = big_pipe()
+        return cls((stdin_reader, out_writer, err_writer), stdin, (out_reader, err_reader))
+
+    def close_child(self) -> None:
+        for fd in self.child or ():
+            os.close(fd)
+
+    def close_ours(self) -> None:
+        for fd in (*self.outputs, *(() if self.stdin is None else (self.stdin,))):
+            os.close(fd)
+
+
+class Container:
+    """The life of one container in this agent.
+
+    Args:
+        on_drained: called when the process is gone and its output is all in the log.
+    """
+
+    def __init__(
+        self, loop: Loop, id: str, paths: ContainerPaths, on_drained: Callable[[Container], None]
+    ) -> None:
+        self.id = id
+        self.paths = paths
+        self.status = Status.EXITED
+        self.options = Options(False, False, False, ())
+        self.pid = 0
+        self.started_ns = 0
+        self.exit: Exit | None = None
+        self.log = Log(paths.log, closed=True)
+        self.stdin: Stdin | None = None
+        self.stdio: Stdio | None = None
+        self.started: Promise[None] = Promise()
+        self.exited: Promise[None] = Promise()
+        self.oom_watch: int | None = None
+        self.ending: Exited | None = None
+        self._loop = loop
+        self._on_drained = on_drained
+        self._pumps: list[LogPump] = []
+        self._pidfd = -1
+        self._terminal = -1
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may not be started or removed."""
+        return self.status is not Status.EXITED
+
+    @property
+    def running(self) -> bool:
+        return self.status is Status.RUNNING
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a process of it was ever started."""
+        return self.paths.log.exists()
+
+    def begin(self, options: Options) -> None:
+        """A start was asked for; what follows is `has_started` or `start_failed`."""
+        self.status = Status.STARTING
+        self.options = options
+        self.started = Promise()
+        self.exited = Promise()
+        self.ending = None
+        self.save()
+
+    def has_started(
+        self, message: Started, stdio: Stdio, on_stdin_closed: Callable[[], None]
+    ) -> None:
+        """The process runs: begin to pump. Takes `stdio`'s and the message's descriptors over."""
+        self.status = Status.RUNNING
+        self.pid = message.pid
+        self.started_ns = message.started_ns
+        self.exit = None
+        self.paths.exit.unlink(missing_ok=True)
+        self.stdio = None
+        self.log.start()
+        self._open_pidfd()
+        stdin = stdio.stdin
+        if message.terminal is not None:
+            self._terminal = message.terminal
+            stdin = _os.dup(message.terminal)
+            reader, writer = stdio.outputs
+            self._pumps = [self._pump(STDOUT, reader, message.terminal, writer)]
+        else:
+            out, err = stdio.outputs
+            self._pumps = [self._pump(STDOUT, out), self._pump(STDERR, err)]
+        if stdin is not None:
+            once = self.options.stdin_once and not self.options.tty
+            self.stdin = Stdin(self._loop, stdin, once, on_stdin_closed)
+        self.save()
+        self.started.resolve(None)
+
+    def start_failed(self, error: CallError) -> None:
+        """Nothing runs; an earlier run's exit still stands."""
+        self.status = Status.EXITED
+        self.stdio = None
+        self.paths.state.unlink(missing_ok=True)
+        if self.exit is not None:
+            self.save()
+        self.started.reject(error)
+
+    def process_gone(self, message: Exited) -> None:
+        """PID 1 has reaped it: wait for the last of its output."""
+        self.status = Status.DRAINING
+        self.ending = message
+        if self.stdin is not None:
+            self.stdin.close()
+            self.stdin = None
+        self._drained()
+
+    def give_up_output(self) -> None:
+        """Somebody outside still holds its stdout: what is there is all that counts."""
+        for pump in self._pumps:
+            pump.give_up()
+
+    def finished(self, exit: Exit) -> None:
+        """All output is in the log: store the exit, end the readers."""
+        self.status = Status.EXITED
+        self.exit = exit
+        self.pid = 0
+        write_atomically(self.paths.exit, json.dumps(asdict(exit)))
+        self.save()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
+        self.log.finish()
+        self.exited.resolve(None)
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the container's first process.
+
+        Raises:
+            CallError: `conflict` when it does not run, `invalid` for a number that is no signal.
+        """
+        if not self.running or self._pidfd < 0:
+            raise CallError("conflict", f"container {self.id} is not running")
+        try:
+            _signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError as error:
+            raise CallError("conflict", f"container {self.id} is not running") from error
+        except OSError as error:
+            raise CallError("invalid", f"signal {number}: {error.strerror}") from error
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Give the terminal a size. Raises CallError when there is none."""
+        if not self.running:
+            raise CallError("conflict", f"container {self.id} is not running")
+        if self._terminal < 0:
+            raise CallError("invalid", f"container {self.id} has no terminal")
+        set_size(self._terminal, rows, cols)
+
+    def detach(self) -> None:
+        """At the machine's shutdown: let go of the data disk."""
+        for pump in self._pumps:
+            pump.detach()
+        self.log.abandon()
+
+    def log_bytes(self) -> int:
+        """The log's size; of an ended container without opening the log."""
+        if self.alive:
+            return self.log.file.size
+        if self.exit is not None:
+            return self.exit.log_bytes
+        try:
+            return (self.paths.log / "log").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def listed(self) -> dict[str, Any]:
+        """As in `container.list`."""
+        return {
+            "id": self.id,
+            "status": "running" if self.alive else "exited",
+            "pid": self.pid,
+            "started_ns": self.started_ns,
+            "exit": None if self.exit is None else asdict(self.exit),
+            "log_bytes": self.log_bytes(),
+        }
+
+    def save(self) -> None:
+        """Write state.json, for a new agent."""
+        self.paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = {
+            "status": self.status.value,
+            "options": asdict(self.options),
+            "pid": self.pid,
+            "started_ns": self.started_ns,
+            "exit": None if self.exit is None else asdict(self.exit),
+        }
+        write_atomically(self.paths.state, json.dumps(state))
+
+    def load(self) -> None:
+        """Take what a former agent, or a former boot, has left on the disks."""
+        if self.paths.exit.exists():
+            self.exit = Exit(**json.loads(self.paths.exit.read_text(encoding="utf-8")))
+            self.started_ns = self.exit.started_ns
+        if not self.paths.state.exists():
+            return
+        state = json.loads(self.paths.state.read_text(encoding="utf-8"))
+        options = state["options"]
+        self.options = Options(**{**options, "lowerdirs": tuple(options["lowerdirs"])})
+        self.status = Status(state["status"])
+        self.pid = state["pid"]
+        self.started_ns = state["started_ns"] or self.started_ns
+
+    def _pump(
+        self, stream: int, pipe: int, terminal: int | None = None, feed: int | None = None
+    ) -> LogPump:
+        return LogPump(self._loop, self.log, stream, pipe, self._drained, terminal, feed)
+
+    def _drained(self) -> None:
+        if self.status is Status.DRAINING and all(pump.done for pump in self._pumps):
+            self._on_drained(self)
+
+    def _open_pidfd(self) -> None:
+        try:
+            self._pidfd = _os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            self._pidfd = -1  # it has ended already, and PID 1 says so next
+
+
+def set_size(terminal: int, rows: int, cols: int) -> None:
+    """struct winsize, asm-generic/termios.h. Raises CallError for sizes that are none."""
+    if not (0 <= rows <= 0xFFFF and 0 <= cols <= 0xFFFF):
+        raise CallError("invalid", f"a terminal of {rows} rows and {cols} columns")
+    size = b"".join(value.to_bytes(2, "little") for value in (rows, cols, 0, 0))
+    ioctl(terminal, TIOCSWINSZ, size)
+
+
+def read_exit_code(status: int) -> tuple[int, int | None]:
+    """(Docker's exit code, the signal or None) of a wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    return (code, None) if code >= 0 else (128 - code, -code)
+
+
+def _stdin_pipe(wanted: bool) -> tuple[int, int | None]:
+    if wanted:
+        return big_pipe()
+    return os.open("/dev/null", os.O_RDONLY | _os.O_CLOEXEC), None

@@ -1,0 +1,449 @@
+"""The container calls, and how containers survive an agent.
+
+Rules: an id is a checked name before it becomes a path; a repeat of a call that went through is no
+error; a container's layers are held from its start to its exit.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from wherry_guest.agent.calls import Answer, Params, one_line
+from wherry_guest.agent.children import sleep
+from wherry_guest.agent.container import (
+    Container,
+    Exit,
+    Options,
+    Status,
+    Stdio,
+    read_exit_code,
+)
+from wherry_guest.agent.kernel import is_safe_name
+from wherry_guest.agent.layers import LayerError, Layers
+from wherry_guest.agent.oom import OomWatcher, oom_kills
+from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.tasks import run
+from wherry_guest.agent.trash import Trash
+from wherry_guest.channel import CallError, Channel, GuestStream
+from wherry_guest.core import cgroups
+from wherry_guest.core.syscalls import Kernel
+from wherry_guest.loop import Loop
+from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote
+
+_os: Final[Any] = os
+
+KEY: Final = "container:"
+"""What PID 1 knows our processes by: this and the id."""
+
+_STDIN: Final = "stdin:"
+_OUTPUT: Final = "output:"
+"""What PID 1 keeps for a container: where its stdin is written to, where its output is read."""
+
+FILES: Final = ("hosts", "hostname", "resolv.conf")
+
+CGROUP_TRIES: Final = 50
+"""Times (10 ms apart) that an ended container's cgroup is given to become empty."""
+
+LOST_START: Final = 30.0
+"""Seconds that a new agent waits for the outcome of a start which the old one had begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A start, checked."""
+
+    id: str
+    spec: dict[str, Any]
+    layers: list[str]
+    tty: bool
+    open_stdin: bool
+    stdin_once: bool
+    files: dict[str, str]
+    size: tuple[int, int] | None
+
+    @classmethod
+    def read(cls, params: Params) -> _Request:
+        files = params.optional_mapping("files") or {}
+        for name, text in files.items():
+            if name not in FILES or not isinstance(text, str):
+                raise CallError("invalid", f"files may hold the texts of {', '.join(FILES)}")
+        return cls(
+            id=params.identifier("id"),
+            spec=params.mapping("spec"),
+            layers=params.items("layers", str),
+            tty=params.flag("tty"),
+            open_stdin=params.flag("open_stdin"),
+            stdin_once=params.flag("stdin_once"),
+            files=files,
+            size=read_size(params),
+        )
+
+
+class Containers:
+    """All containers of this machine.
+
+    Args:
+        channel: gives the channel, once there is one.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        kernel: Kernel,
+        paths: Paths,
+        zygote: Zygote,
+        layers: Layers,
+        channel: Callable[[], Channel],
+    ) -> None:
+        self._loop = loop
+        self._kernel = kernel
+        self._paths = paths
+        self._zygote = zygote
+        self._layers = layers
+        self._channel = channel
+        self._trash = Trash(loop, paths.trash)
+        self._oom = OomWatcher(loop)
+        self._containers: dict[str, Container] = {}
+        self._on_exit: Callable[[str], None] = lambda id: None
+
+    def on_exit(self, callback: Callable[[str], None]) -> None:
+        """Call back with the id of each container whose process has ended."""
+        self._on_exit = callback
+
+    # The calls.
+
+    async def start(self, params: Params) -> Answer:
+        """`container.start`; a repeat for one that runs is answered as the first one was."""
+        request = _Request.read(params)
+        container = self._containers.get(request.id)
+        if container is None or container.status is Status.EXITED:
+            container = self._begin(request, container or self._make(request.id))
+            await self._launch(request, container)
+        await container.started
+        return {"pid": container.pid, "started_ns": container.started_ns}
+
+    async def attach(self, params: Params) -> Answer:
+        """`container.attach`."""
+        stream = self._channel().stream(params.number("stream"))
+        container = self._named(params)
+        if container.status is Status.STARTING:
+            try:
+                await container.started
+            except CallError as error:
+                raise CallError("not_found", f"container {container.id} did not start") from error
+        offset = _offset(params, container)
+        follow = params.flag("follow", True)
+        connect_reader(container, stream, offset, follow)
+        if params.flag("stdin") and container.stdin is not None:
+            container.stdin.connect(stream)
+        else:
+            stream.on_data(lambda data: None)  # gives the credit back; nobody reads it
+        return {"offset": offset, "running": container.alive}
+
+    def kill(self, params: Params) -> Answer:
+        """`container.kill`."""
+        self._named(params).kill(params.number("signal"))
+        return None
+
+    def resize(self, params: Params) -> Answer:
+        """`container.resize`."""
+        self._named(params).resize(params.number("rows"), params.number("cols"))
+        return None
+
+    def list_all(self, params: Params) -> Answer:
+        """`container.list`."""
+        ids = sorted(self._containers)
+        return {"containers": [self._containers[id].listed() for id in ids]}
+
+    def remove(self, params: Params) -> Answer:
+        """`container.remove`; the deleting itself goes on after the answer."""
+        id = params.identifier("id")
+        paths = self._paths.container(id)
+        container = self._containers.get(id)
+        if container is not None and container.alive:
+            raise CallError("conflict", f"container {id} is running")
+        self._trash.take(paths.data)
+        _remove_files(paths.run)
+        self._containers.pop(id, None)
+        return None
+
+    # What others need to know.
+
+    def running(self, id: str) -> Container:
+        """The container, for an exec in it. Raises CallError."""
+        container = self._containers.get(id)
+        if container is None:
+            raise CallError("not_found", f"there is no container {id}")
+        if not container.running:
+            raise CallError("conflict", f"container {id} is not running")
+        return container
+
+    def alive(self) -> list[Container]:
+        return [container for container in self._containers.values() if container.alive]
+
+    def detach(self) -> None:
+        """At the machine's shutdown: close what lies on the data disk."""
+        self._trash.stop()
+        for container in self._containers.values():
+            container.detach()
+
+    # What PID 1 says.
+
+    def started(self, id: str, message: Started) -> None:
+        container = self._containers[id]
+        stdio = container.stdio
+        if stdio is None:
+            raise LookupError(f"PID 1 started {id}, which has no descriptors")
+        container.has_started(message, stdio, lambda: self._zygote.drop(_STDIN + id))
+        self._watch_memory(container)
+
+    def spawn_failed(self, id: str, message: SpawnFailed) -> None:
+        container = self._containers[id]
+        data = {
+            "step": message.step,
+            "errno": message.errno,
+            "exit_code": message.exit_code,
+        }
+        self._abandon(container, CallError("start_failed", message.message, data))
+
+    def ended(self, id: str, message: Exited) -> None:
+        container = self._containers[id]
+        container.process_gone(message)
+        self._on_exit(id)
+
+    # Surviving.
+
+    def load(self) -> None:
+        """Know the containers of earlier boots, once the data disk is mounted."""
+        if self._paths.containers.is_dir():
+            for directory in self._paths.containers.iterdir():
+                if is_safe_name(directory.name) and directory.name not in self._containers:
+                    container = self._make(directory.name)
+                    container.load()
+                    self._forget_unborn(container)
+        self._trash.empty()
+
+    def restore(self, kept: Mapping[str, list[int]]) -> list[str]:
+        """Take over from a former agent; PID 1's Started and Exited for these are heard after this.
+
+        Returns:
+            The kept names that belong to no container, whose descriptors are the caller's.
+        """
+        unused = set(kept)
+        for container in self._containers.values():
+            if not container.alive:
+                continue
+            names = (_STDIN + container.id, _OUTPUT + container.id)
+            stdin, outputs = (kept.get(name, []) for name in names)
+            unused.difference_update(names)
+            if len(outputs) == 2:
+                container.stdio = Stdio(None, stdin[0] if stdin else None, tuple(outputs))
+            if container.status is not Status.STARTING:
+                container.status = Status.STARTING  # until PID 1 says that it has started
+            self._layers.hold_again(KEY + container.id, container.options.lowerdirs)
+            self._expect_start(container)
+        return sorted(unused)
+
+    def tell_exits(self) -> None:
+        """Emit every exit of this boot again: a new agent does not know which the engine has."""
+        for container in self._containers.values():
+            if container.exit is not None and container.paths.state.exists():
+                self._channel().emit("container.exit", asdict(container.exit))
+
+    # Starting.
+
+    def _make(self, id: str) -> Container:
+        container = Container(self._loop, id, self._paths.container(id), self._finish)
+        self._containers[id] = container
+        return container
+
+    def _begin(self, request: _Request, container: Container) -> Container:
+        """From here on the container is `starting`, for every other call too."""
+        try:
+            lowerdirs = self._layers.hold(KEY + request.id, request.layers)
+        except LayerError as error:
+            self._forget_unborn(container)
+            raise CallError("conflict", str(error)) from error
+        container.begin(Options(request.tty, request.open_stdin, request.stdin_once, lowerdirs))
+        return container
+
+    async def _launch(self, request: _Request, container: Container) -> None:
+        """Make what the process needs and ask PID 1 for it."""
+        try:
+            await self._cgroup_removed(container)
+            rootfs = self._make_rootfs(container)
+            spec = _completed(request, _write_files(container.paths.run, request.files))
+            container.stdio = stdio = Stdio.make(container.options)
+            if stdio.stdin is not None:
+                self._zygote.keep(_STDIN + request.id, [stdio.stdin])
+            self._zygote.keep(_OUTPUT + request.id, stdio.outputs)
+            key = KEY + request.id
+            self._zygote.spawn(key, spec, rootfs, stdio.child, request.tty, request.id)
+            stdio.close_child()
+        except OSError as error:
+            message = f"prepare the container: {one_line(error)}"
+            data = {"step": message, "errno": error.errno or 0, "exit_code": 125}
+            self._abandon(container, CallError("start_failed", message, data))
+
+    def _make_rootfs(self, container: Container) -> Rootfs:
+        paths = container.paths
+        lowerdirs = container.options.lowerdirs
+        if not paths.upper.exists():
+            paths.upper.mkdir(parents=True)
+            if lowerdirs:
+                # The upper directory is `/` itself: its mode and owner are what processes see.
+                top = (self._paths.layers / lowerdirs[0]).stat()
+                _os.chown(paths.upper, top.st_uid, top.st_gid)
+                paths.upper.chmod(top.st_mode & 0o7777)
+        paths.work.mkdir(exist_ok=True)
+        return Rootfs(lowerdirs, str(paths.upper), str(paths.work))
+
+    def _abandon(self, container: Container, error: CallError) -> None:
+        """A start that came to nothing."""
+        if container.stdio is not None:
+            container.stdio.close_ours()
+        self._zygote.drop(_STDIN + container.id)
+        self._zygote.drop(_OUTPUT + container.id)
+        self._layers.release(KEY + container.id)
+        container.start_failed(error)
+        self._forget_unborn(container)
+
+    def _forget_unborn(self, container: Container) -> None:
+        """A container that never ran is not listed; its directories stay until its removal."""
+        if not container.alive and not container.has_run:
+            self._containers.pop(container.id, None)
+
+    def _expect_start(self, container: Container) -> None:
+        def look() -> None:
+            if container.status is Status.STARTING:
+                message = "the agent was replaced while the container started"
+                data = {"step": message, "errno": 0, "exit_code": 125}
+                self._abandon(container, CallError("start_failed", message, data))
+
+        self._loop.call_later(LOST_START, look)
+
+    # Ending.
+
+    def _finish(self, container: Container) -> None:
+        ending = container.ending
+        if ending is None:
+            raise LookupError(f"{container.id} is drained but has not ended")
+        code, number = read_exit_code(ending.status)
+        exit = Exit(
+            id=container.id,
+            exit_code=code,
+            signal=number,
+            oom=oom_kills(container.paths.memory_events) > 0,
+            started_ns=container.started_ns,
+            finished_ns=ending.time_ns,
+            log_bytes=container.log.size,
+        )
+        container.finished(exit)
+        if container.oom_watch is not None:
+            self._oom.unwatch(container.oom_watch)
+        self._layers.release(KEY + container.id)
+        self._channel().emit("container.exit", asdict(exit))
+        self._zygote.drop(_STDIN + container.id)
+        self._zygote.drop(_OUTPUT + container.id)
+        self._zygote.forget(KEY + container.id)
+        run(self._cgroup_removed(container))  # when it fails, the next start says so
+
+    async def _cgroup_removed(self, container: Container) -> None:
+        """What PID 1 has reaped leaves its cgroup a moment later.
+
+        Raises:
+            OSError: EBUSY, there are processes in it which do not die.
+        """
+        directory = str(container.paths.cgroup)
+        for _ in range(CGROUP_TRIES):
+            if cgroups.remove(self._kernel, directory):
+                return
+            cgroups.kill(self._kernel, directory)
+            await sleep(self._loop, 0.01)
+        raise OSError(errno.EBUSY, "processes of its last run do not end", directory)
+
+    def _watch_memory(self, container: Container) -> None:
+        def killed() -> None:
+            self._channel().emit("container.oom", {"id": container.id})
+
+        container.oom_watch = self._oom.watch(container.paths.memory_events, killed)
+
+    def _named(self, params: Params) -> Container:
+        id = params.identifier("id")
+        container = self._containers.get(id)
+        if container is None:
+            raise CallError("not_found", f"there is no container {id}")
+        return container
+
+
+def read_size(params: Params) -> tuple[int, int] | None:
+    """A call's `size` as (rows, cols)."""
+    values = params.optional_mapping("size")
+    if values is None:
+        return None
+    size = Params(values)
+    return size.number("rows"), size.number("cols")
+
+
+def with_size(process: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """The OCI process object with the terminal's size in it."""
+    if size is None:
+        return dict(process)
+    return {**process, "consoleSize": {"height": size[0], "width": size[1]}}
+
+
+def connect_reader(container: Container, stream: GuestStream, offset: int, follow: bool) -> None:
+    """Send the log from `offset` on to the stream."""
+    follower = container.log.follow(stream, offset, follow)
+    stream.on_writable(lambda: container.log.writable(follower))
+    stream.on_reset(lambda reason: container.log.unfollow(follower))
+
+
+def _offset(params: Params, container: Container) -> int:
+    origin = params.raw("from")
+    size = container.log.size
+    if origin in (None, "start"):
+        return 0
+    if origin == "now":
+        return size
+    if isinstance(origin, int) and not isinstance(origin, bool) and 0 <= origin <= size:
+        return origin
+    raise CallError("invalid", f"from {origin!r} is not start, now or an offset up to {size}")
+
+
+def _completed(request: _Request, files: Mapping[str, Path]) -> dict[str, Any]:
+    """The spec with the terminal's size and the mounts of the files in /etc."""
+    spec = dict(request.spec)
+    process = spec.get("process")
+    if isinstance(process, dict):
+        spec["process"] = with_size(process, request.size)
+    mounts = list(spec.get("mounts") or [])
+    for name, path in files.items():
+        options = ["bind", "rprivate"]
+        mounts.append(
+            {"destination": f"/etc/{name}", "type": "bind", "source": str(path), "options": options}
+        )
+    spec["mounts"] = mounts
+    return spec
+
+
+def _write_files(directory: Path, files: Mapping[str, str]) -> dict[str, Path]:
+    written: dict[str, Path] = {}
+    for name, text in files.items():
+        path = directory / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644)
+        written[name] = path
+    return written
+
+
+def _remove_files(directory: Path) -> None:
+    if directory.is_dir():
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()

@@ -1,0 +1,77 @@
+"""Where the agent keeps things in the guest, once. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPaths:
+    """The files of one container: `data` is on the data disk, `run` is gone with the machine."""
+
+    data: Path
+    run: Path
+    cgroup: Path
+
+    @property
+    def upper(self) -> Path:
+        return self.data / "upper"
+
+    @property
+    def work(self) -> Path:
+        return self.data / "work"
+
+    @property
+    def log(self) -> Path:
+        """The directory of the log."""
+        return self.data / "log"
+
+    @property
+    def exit(self) -> Path:
+        """The last exit, as in the event."""
+        return self.data / "exit.json"
+
+    @property
+    def state(self) -> Path:
+        return self.run / "state.json"
+
+    @property
+    def memory_events(self) -> Path:
+        return self.cgroup / "memory.events"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The roots: `run` (tmpfs), `data` (the data disk), `cgroups` (made by PID 1)."""
+
+    run: Path = Path("/run/wherry")
+    data: Path = Path("/var/lib/wherry")
+    cgroups: Path = Path("/sys/fs/cgroup/wherry")
+
+    @property
+    def setup(self) -> Path:
+        """The answer of this boot's `system.setup`."""
+        return self.run / "setup.json"
+
+    @property
+    def execs(self) -> Path:
+        return self.run / "execs"
+
+    @property
+    def layers(self) -> Path:
+        """The layers' mount points."""
+        return self.run / "l"
+
+    @property
+    def containers(self) -> Path:
+        return self.data / "containers"
+
+    @property
+    def trash(self) -> Path:
+        """What is being deleted; on the data disk, so that getting there is one rename."""
+        return self.data / "trash"
+
+    def container(self, id: str) -> ContainerPaths:
+        """`id` must be a checked name."""
+        return ContainerPaths(self.containers / id, self.run / "c" / id, self.cgroups / id)

@@ -1,0 +1,95 @@
+"""`system.shutdown`: from running containers to a machine that is off, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import Any, Final
+
+from wherry_guest.agent.children import sleep
+from wherry_guest.agent.container import Container
+from wherry_guest.agent.containers import Containers
+from wherry_guest.agent.layers import Layers
+from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.tasks import Promise
+from wherry_guest.channel import CallError, Channel
+from wherry_guest.core import cgroups
+from wherry_guest.core.syscalls import MS_RDONLY, MS_REMOUNT, Kernel
+from wherry_guest.loop import Loop
+from wherry_guest.zygote import Zygote
+
+_os: Final[Any] = os
+
+KILL_TIMEOUT: Final = 5.0
+"""Seconds for what was killed to be gone."""
+
+DELIVERY_TIMEOUT: Final = 2.0
+"""Seconds for the host to receive the last exits."""
+
+UNMOUNT_TIMEOUT: Final = 2.0
+"""Seconds for the ended containers' mount namespaces to let go of the data disk."""
+
+
+async def shut_down(
+    loop: Loop,
+    kernel: Kernel,
+    paths: Paths,
+    zygote: Zygote,
+    channel: Channel,
+    containers: Containers,
+    layers: Layers,
+    timeout: float,
+) -> None:
+    """Stop what runs (SIGTERM, after `timeout` seconds SIGKILL), sync, unmount, power off."""
+    for container in containers.alive():
+        _signal(container, signal.SIGTERM)
+    await _until_gone(loop, containers, timeout)
+    for container in containers.alive():
+        try:
+            cgroups.kill(kernel, str(container.paths.cgroup))
+        except OSError:
+            _signal(container, signal.Signals(9))  # it has no cgroup any more, or not yet
+    await _until_gone(loop, containers, KILL_TIMEOUT)
+    await _delivered(channel)
+    containers.detach()
+    layers.unmount_all()
+    _os.sync()
+    if os.path.ismount(paths.data):
+        await _unmount_data(loop, kernel, str(paths.data))
+    _os.sync()
+    zygote.poweroff()
+
+
+def _signal(container: Container, number: int) -> None:
+    try:
+        container.kill(number)
+    except CallError:
+        pass  # it has just ended by itself
+
+
+async def _until_gone(loop: Loop, containers: Containers, timeout: float) -> None:
+    deadline = loop.time() + timeout
+    while containers.alive() and loop.time() < deadline:
+        await sleep(loop, 0.02)
+
+
+def _delivered(channel: Channel) -> Promise[None]:
+    done: Promise[None] = Promise()
+    channel.when_settled(lambda: done.resolve(None), DELIVERY_TIMEOUT)
+    return done
+
+
+async def _unmount_data(loop: Loop, kernel: Kernel, target: str) -> None:
+    deadline = loop.time() + UNMOUNT_TIMEOUT
+    while True:
+        try:
+            kernel.umount(target)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        if loop.time() > deadline:
+            break
+        await sleep(loop, 0.05)
+    kernel.mount(None, target, None, MS_REMOUNT | MS_RDONLY, None)

@@ -1,0 +1,271 @@
+"""The agent: wires the rooms together, serves the calls, hears PID 1.
+
+Order of life: take over what PID 1 keeps of a former agent, then open the port, then serve. Until
+PID 1 has answered, its messages about processes wait.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import wherry_guest
+from wherry_guest import identity
+from wherry_guest.agent import containers as containers_module
+from wherry_guest.agent import execs as execs_module
+from wherry_guest.agent.calls import Answer, Coro, Params, at_once, later
+from wherry_guest.agent.containers import Containers
+from wherry_guest.agent.execs import Execs
+from wherry_guest.agent.layers import LayerError, Layers, layer_from
+from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.system import System
+from wherry_guest.agent.tasks import run
+from wherry_guest.channel import Call, CallError, Channel, Handler
+from wherry_guest.core.syscalls import Kernel
+from wherry_guest.loop import Loop
+from wherry_guest.zygote import (
+    Exited,
+    Kept,
+    Message,
+    SpawnFailed,
+    Started,
+    Zygote,
+    ZygoteError,
+)
+
+DIGEST_VARIABLE: Final = "WHERRY_AGENT_DIGEST"
+"""PID 1 sets it for an agent that replaced another one."""
+
+SHUTDOWN_TIMEOUT: Final = 10
+
+
+class Agent:
+    """One agent process.
+
+    Args:
+        open_port: as `Channel`'s.
+        announce: called once, when the port is open.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        zygote: Zygote,
+        open_port: Callable[[], int],
+        paths: Paths,
+        kernel: Kernel,
+        announce: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._zygote = zygote
+        self._paths = paths
+        self._kernel = kernel
+        self._open_port = open_port
+        self._announce = announce
+        self._digest = os.environ.get(DIGEST_VARIABLE) or identity.digest()
+        self._shutting_down = False
+        self._early: list[Message] | None = []
+        self._channel: Channel | None = None
+        self._system = System(loop, kernel, paths, zygote, self._digest)
+        self._layers = Layers(loop, kernel, paths.run)
+        channel = self._get_channel
+        self._containers = Containers(loop, kernel, paths, zygote, self._layers, channel)
+        self._execs = Execs(loop, zygote, self._containers, channel)
+
+    def start(self) -> None:
+        """Ask PID 1 for what it keeps; the rest follows its answer."""
+        self._paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._loop.add_reader(self._zygote.fileno(), self._zygote_readable)
+        self._zygote.fetch()
+
+    def _get_channel(self) -> Channel:
+        assert self._channel is not None, "the channel opens before anything happens"
+        return self._channel
+
+    # PID 1.
+
+    def _zygote_readable(self) -> None:
+        try:
+            messages = self._zygote.receive()
+        except ZygoteError:
+            self._loop.remove_reader(self._zygote.fileno())
+            self._loop.stop()  # PID 1 is gone, or has given us up
+            return
+        for message in messages:
+            if isinstance(message, Kept):
+                self._take_over(message)
+            elif self._early is not None:
+                self._early.append(message)
+            else:
+                self._hear(message)
+
+    def _take_over(self, kept: Kept) -> None:
+        early, self._early = self._early or [], None
+        self._channel = Channel(
+            self._loop, self._open_and_announce, self._handlers(), self._hello()
+        )
+        if self._system.ready:
+            self._containers.load()
+        unused = self._containers.restore(kept.descriptors)
+        ours = self._execs.restore({name: kept.descriptors[name] for name in unused})
+        for name in set(unused) - set(ours):
+            for fd in kept.descriptors[name]:
+                os.close(fd)
+            self._zygote.drop(name)
+        self._containers.tell_exits()
+        for message in early:
+            self._hear(message)
+        self._channel.start()
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, Kept):
+            return
+        prefix, _, name = message.key.partition(":")
+        owner: Containers | Execs
+        if prefix + ":" == containers_module.KEY:
+            owner = self._containers
+        elif prefix + ":" == execs_module.KEY:
+            owner = self._execs
+        else:
+            raise LookupError(f"PID 1 tells of {message.key!r}")
+        match message:
+            case Started():
+                owner.started(name, message)
+            case SpawnFailed():
+                owner.spawn_failed(name, message)
+            case Exited():
+                owner.ended(name, message)
+
+    # The port.
+
+    def _hello(self) -> dict[str, Any]:
+        return {"agent": {"version": wherry_guest.__version__, "digest": self._digest}}
+
+    def _open_and_announce(self) -> int:
+        fd = self._open_port()
+        announce, self._announce = self._announce, lambda: None
+        announce()
+        return fd
+
+    def _handlers(self) -> dict[str, Handler]:
+        containers, execs, system = self._containers, self._execs, self._system
+        return {
+            "system.info": at_once(system.info),
+            "system.setup": later(self._setup),
+            "system.set_time": at_once(system.set_time),
+            "system.shutdown": self._shutdown,
+            "system.bytecode": later(self._bytecode),
+            "agent.replace": later(self._replace),
+            "layers.attach": later(self._attach_layers),
+            "layers.detach": later(self._detach_layers),
+            "layers.list": at_once(self._list_layers),
+            "container.start": later(self._when_ready(containers.start)),
+            "container.attach": later(containers.attach),
+            "container.kill": at_once(containers.kill),
+            "container.resize": at_once(containers.resize),
+            "container.list": at_once(containers.list_all),
+            "container.remove": at_once(containers.remove),
+            "exec.start": later(self._when_ready(execs.start)),
+            "exec.resize": at_once(execs.resize),
+            "exec.kill": at_once(execs.kill),
+            "exec.list": at_once(execs.list_all),
+        }
+
+    def _when_ready(self, function: Callable[[Params], Coro]) -> Callable[[Params], Coro]:
+        """Refuse before the setup, and once the machine is going off."""
+
+        async def checked(params: Params) -> Answer:
+            if not self._system.ready:
+                raise CallError("conflict", "system.setup has not been called since the boot")
+            if self._shutting_down:
+                raise CallError("conflict", "the machine is shutting down")
+            return await function(params)
+
+        return checked
+
+    # Calls that concern several rooms.
+
+    async def _setup(self, params: Params) -> Answer:
+        answer = await self._system.setup(params)
+        self._containers.load()
+        return answer
+
+    def _shutdown(self, values: dict[str, Any], call: Call) -> object:
+        from wherry_guest.agent.power import shut_down  # here: once in a machine's life
+
+        timeout = Params(values).optional_number("timeout")
+        if self._shutting_down:
+            return None
+        self._shutting_down = True
+        call.reply()
+        done = run(
+            shut_down(
+                self._loop,
+                self._kernel,
+                self._paths,
+                self._zygote,
+                self._get_channel(),
+                self._containers,
+                self._layers,
+                SHUTDOWN_TIMEOUT if timeout is None else timeout,
+            )
+        )
+        done.when_settled(done.result)
+        from wherry_guest.channel import DEFERRED
+
+        return DEFERRED
+
+    async def _bytecode(self, params: Params) -> Answer:
+        from wherry_guest.agent import bytecode  # here: once in a VM image's life
+        from wherry_guest.agent.replace import send
+
+        stream = self._get_channel().stream(params.number("stream"))
+        package = identity.package_parent() / "wherry_guest"
+        data = bytecode.archive(bytecode.loaded_sources(also=package))
+        send(stream, data)
+        return None
+
+    async def _replace(self, params: Params) -> Answer:
+        from wherry_guest.agent.replace import replace  # here: rare
+
+        directory = self._paths.run / "agent"
+        return await replace(params, self._get_channel(), self._zygote, directory, self._digest)
+
+    async def _attach_layers(self, params: Params) -> Answer:
+        layers = [_layer(values) for values in params.items("layers", dict)]
+        try:
+            await self._layers.attach(layers)
+        except LayerError as error:
+            raise CallError("failed", str(error)) from error
+        return {"mounted": [layer.diff_id for layer in layers]}
+
+    async def _detach_layers(self, params: Params) -> Answer:
+        luns = params.items("luns", int)
+        try:
+            gone, busy = await self._layers.detach(luns)
+        except LayerError as error:
+            raise CallError("failed", str(error)) from error
+        return {"detached": gone, "busy": busy}
+
+    def _list_layers(self, params: Params) -> Answer:
+        return {"layers": self._layers.all(), "highest_lun": self._layers.highest_lun}
+
+
+def _layer(values: dict[str, Any]) -> Any:
+    params = Params(values)
+    lun = params.number("lun")
+    if not 0 <= lun <= 16383:  # virtio-scsi's highest, drivers/scsi/virtio_scsi.c
+        raise CallError("invalid", f"lun {lun} is not from 0 to 16383")
+    checked = {name: params.text(name) for name in ("diff_id", "serial", "uuid")}
+    return layer_from({**checked, "lun": lun})
+
+
+def report(error: Exception) -> None:
+    """A bug must not end the agent: write it where the host keeps the console."""
+    import traceback  # here: it costs memory, and bugs are rare
+
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(f"wherry: agent: {text}")
+    sys.stderr.flush()

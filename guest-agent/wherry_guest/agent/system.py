@@ -1,0 +1,222 @@
+"""The machine's own calls: what it is, its one setup per boot, its clock.
+
+Rule: before `setup` has given the kernel the host's clock and entropy, nothing here opens an inet
+socket or draws random numbers: two machines that were restored from one template would draw the
+same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import wherry_guest
+from wherry_guest.agent.calls import Answer, Params, one_line
+from wherry_guest.agent.children import run_program
+from wherry_guest.agent.disk import DiskError, mount_data_disk
+from wherry_guest.agent.kernel import ioctl, write_atomically
+from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.tasks import Promise, run
+from wherry_guest.channel import CallError
+from wherry_guest.core import netlink
+from wherry_guest.core.syscalls import Kernel
+from wherry_guest.loop import Loop
+from wherry_guest.zygote import Zygote
+
+_os: Final[Any] = os
+_time: Final[Any] = time
+
+_RNDADDENTROPY: Final = 0x40085203
+_RNDRESEEDCRNG: Final = 0x5207
+"""uapi/linux/random.h: _IOW('R', 0x03, int[2]) and _IO('R', 0x07)."""
+
+NFT_RULES: Final = Path("/etc/wherry/nftables.conf")
+NFT_TIMEOUT: Final = 30.0
+INTERFACE: Final = "eth0"
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+"""uname's machine in OCI's words."""
+
+
+class System:
+    """The state of this machine's setup.
+
+    Args:
+        digest: this agent's, as in its HELLO.
+    """
+
+    def __init__(
+        self, loop: Loop, kernel: Kernel, paths: Paths, zygote: Zygote, digest: str
+    ) -> None:
+        self._loop = loop
+        self._kernel = kernel
+        self._paths = paths
+        self._zygote = zygote
+        self._digest = digest
+        self._setup: Promise[dict[str, Any]] | None = None
+        if paths.setup.exists():
+            self._setup = Promise()
+            self._setup.resolve(json.loads(paths.setup.read_text(encoding="utf-8")))
+
+    @property
+    def ready(self) -> bool:
+        """Whether this boot's setup is done: the data disk is there."""
+        return self._setup is not None and self._setup.settled
+
+    def info(self, params: Params) -> Answer:
+        """`system.info`."""
+        uname = _os.uname()
+        pid1 = self._zygote.info()
+        uptime_ns = _time.clock_gettime_ns(_time.CLOCK_BOOTTIME)
+        return {
+            "kernel": uname.release,
+            "arch": ARCHITECTURES.get(uname.machine, uname.machine),
+            "agent": {"version": wherry_guest.__version__, "digest": self._digest},
+            "pid1": {"version": pid1.version, "digest": pid1.digest},
+            "memory_bytes": _os.sysconf("SC_PHYS_PAGES") * _os.sysconf("SC_PAGE_SIZE"),
+            "cpus": os.cpu_count(),
+            "boot_ns": time.time_ns() - uptime_ns,
+            "uptime_ns": uptime_ns,
+        }
+
+    def set_time(self, params: Params) -> Answer:
+        """`system.set_time`."""
+        _set_clock(params.number("time_ns"))
+        return None
+
+    async def setup(self, params: Params) -> Answer:
+        """`system.setup`; a repeat, also of one that is under way, is answered as the first one.
+
+        Raises:
+            CallError: `failed`, with the phase's name; the next call tries again.
+        """
+        if self._setup is None:
+            self._setup = run(self._do_setup(_Setup(params)))
+        attempt = self._setup
+        try:
+            return await attempt
+        except (OSError, DiskError) as error:
+            if self._setup is attempt:
+                self._setup = None
+            raise CallError("failed", f"set the machine up: {one_line(error)}") from error
+
+    async def _do_setup(self, wanted: _Setup) -> dict[str, Any]:
+        phases = _Phases(self._loop)
+        with phases.measure("clock"):
+            _set_clock(wanted.time_ns)
+        with phases.measure("entropy"):
+            _add_entropy(wanted.entropy)
+        self._kernel.sethostname(wanted.hostname)
+        disk = run(self._disk(wanted, phases))
+        network = run(self._network(wanted, phases))
+        # Both to their ends, whichever fails: a second try must not meet a first one that still
+        # goes on.
+        await _settled(network)
+        await _settled(disk)
+        network.result()
+        answer = {"disk": disk.result(), "timings": phases.timings}
+        write_atomically(self._paths.setup, json.dumps(answer))
+        return answer
+
+    async def _disk(self, wanted: _Setup, phases: _Phases) -> str:
+        with phases.measure("disk"):
+            return await mount_data_disk(
+                self._loop, self._kernel, wanted.disk_serial, self._paths.data
+            )
+
+    async def _network(self, wanted: _Setup, phases: _Phases) -> None:
+        """First the rules, then the address: at no moment is the host's loopback open."""
+        with phases.measure("firewall"):
+            finished = await run_program(self._loop, ("nft", "-f", str(NFT_RULES)), NFT_TIMEOUT)
+            if finished.code:
+                raise OSError(f"close the host's loopback: {finished.complaint}")
+        with phases.measure("network"):
+            requests = [netlink.link_up(netlink.LOOPBACK_INDEX)]
+            if wanted.address is not None:
+                requests += _interface_requests(_interface_index(), wanted)
+            self._kernel.netlink(requests)
+            if wanted.dns:
+                RESOLV_CONF.write_text(f"nameserver {wanted.dns}\n", encoding="utf-8")
+
+
+class _Setup:
+    """The checked parameters of `system.setup`."""
+
+    def __init__(self, params: Params) -> None:
+        self.disk_serial = params.text("disk_serial")
+        self.time_ns = params.number("time_ns")
+        self.hostname = params.text("hostname")
+        try:
+            self.entropy = bytes.fromhex(params.text("entropy"))
+        except ValueError as error:
+            raise CallError("invalid", "entropy must be hex digits") from error
+        network = params.optional_mapping("network")
+        self.address: str | None = None
+        self.prefix = 0
+        self.gateway: str | None = None
+        self.dns: str | None = None
+        if network is not None:
+            values = Params(network)
+            self.address, _, prefix = values.text("address").partition("/")
+            if not prefix.isdecimal():
+                raise CallError("invalid", "network.address must be ADDRESS/PREFIX")
+            self.prefix = int(prefix)
+            self.gateway = values.text("gateway") if values.given("gateway") else None
+            self.dns = values.text("dns") if values.given("dns") else None
+
+
+class _Phases:
+    """How long each phase took, in milliseconds."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.timings: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        start = self._loop.time()
+        yield
+        self.timings[name] = round((self._loop.time() - start) * 1000, 1)
+
+
+async def _settled(promise: Promise[Any]) -> None:
+    """Wait, whatever comes of it."""
+    done: Promise[None] = Promise()
+    promise.when_settled(lambda: done.resolve(None))
+    await done
+
+
+def _set_clock(time_ns: int) -> None:
+    _time.clock_settime_ns(_time.CLOCK_REALTIME, time_ns)
+
+
+def _add_entropy(entropy: bytes) -> None:
+    fd = os.open("/dev/urandom", os.O_WRONLY | _os.O_CLOEXEC)
+    try:
+        # struct rand_pool_info: entropy_count in bits, buf_size in bytes, buf
+        ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
+        ioctl(fd, _RNDRESEEDCRNG, b"")
+    finally:
+        os.close(fd)
+
+
+def _interface_index() -> int:
+    """Not by if_nametoindex(3), which opens a socket of its own."""
+    return int(Path("/sys/class/net", INTERFACE, "ifindex").read_text())
+
+
+def _interface_requests(index: int, wanted: _Setup) -> list[bytes]:
+    requests = [
+        netlink.link_up(index),
+        netlink.add_address(index, str(wanted.address), wanted.prefix),
+    ]
+    if wanted.gateway is not None:
+        requests.append(netlink.add_route(wanted.gateway, index))
+    return requests
