@@ -1,1 +1,24 @@
-"""QEMU: find, probe, command line, QMP, boot, hot-plug. Only this package knows qemu.qmp."""
+"""QEMU: find it, probe accelerators, boot the VM, plug layers. See docs/machine.md."""
+
+from __future__ import annotations
+
+from wherry.machine.config import (
+    MachineConfig,
+    create_machine,
+    default_config,
+    list_machines,
+    remove_machine,
+)
+from wherry.machine.layers import LayerDisk
+from wherry.machine.machine import Machine, MachineState
+
+__all__ = [
+    "LayerDisk",
+    "Machine",
+    "MachineConfig",
+    "MachineState",
+    "create_machine",
+    "default_config",
+    "list_machines",
+    "remove_machine",
+]

@@ -82,6 +82,16 @@ class RunningQemu:
         if self.console is not None:
             await self.console.aclose()
 
+    async def quit(self, timeout: float = 5.0) -> None:
+        """Ask QEMU to end (it flushes its disks), kill it when it does not, and let go of it."""
+        with contextlib.suppress(
+            MachineError, TimeoutError
+        ):  # whatever it answers: it ends, or is killed
+            await self.qmp.execute("quit", timeout=timeout)
+            async with asyncio.timeout(timeout):
+                await self.qmp.wait_closed()
+        await self.kill()
+
     async def kill(self, grace: float = 2.0) -> None:
         """End it the hard way and let go of it."""
         await asyncio.to_thread(terminate, self.record.identity, grace=grace)
@@ -180,9 +190,10 @@ async def _next_sign(
     timeout: float,
 ) -> str | None:
     """Wait for a sign on the console or for the link. Returns what is wrong, None when nothing."""
-    watching = asyncio.ensure_future(sign)
+    watching: asyncio.Future[object] = asyncio.ensure_future(sign)
+    waited: set[asyncio.Future[Any]] = {watching, connecting}
     try:
-        await asyncio.wait({watching, connecting}, timeout=timeout, return_when="FIRST_COMPLETED")
+        await asyncio.wait(waited, timeout=timeout, return_when="FIRST_COMPLETED")
         if connecting.done():
             return None
         if not watching.done():

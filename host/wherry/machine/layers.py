@@ -88,15 +88,23 @@ class LayerPool:
 
     Args:
         call: to the agent that runs now.
+        pins: holder to diffIDs that must stay; the caller's, looked at whenever it matters.
         idle_limit: how many unpinned layers may stay.
     """
 
-    def __init__(self, qmp: QmpPort, call: GuestCall, *, idle_limit: int = IDLE_LIMIT) -> None:
+    def __init__(
+        self,
+        qmp: QmpPort,
+        call: GuestCall,
+        pins: Mapping[str, frozenset[str]],
+        *,
+        idle_limit: int = IDLE_LIMIT,
+    ) -> None:
         self._qmp = qmp
         self._call = call
         self._idle_limit = idle_limit
         self._slots: dict[str, _Slot] = {}
-        self._pins: dict[str, frozenset[str]] = {}
+        self._pins = pins
         self._wanted: Counter[str] = Counter()
         self._next_lun = 0
         self._clock = 0
@@ -111,16 +119,6 @@ class LayerPool:
     def highest_lun(self) -> int:
         """The highest LUN used in this boot, -1 when none."""
         return self._next_lun - 1
-
-    def pin(self, holder: str, diff_ids: Iterable[str]) -> None:
-        """`holder` needs these layers until `unpin`; they need not be plugged yet."""
-        self._pins[holder] = frozenset(diff_ids)
-
-    def unpin(self, holder: str) -> None:
-        self._pins.pop(holder, None)
-
-    def pins(self) -> dict[str, frozenset[str]]:
-        return dict(self._pins)
 
     async def attach(self, disks: Sequence[LayerDisk]) -> None:
         """Plug and mount what is not there yet. Idempotent; callers may overlap.

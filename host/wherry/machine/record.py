@@ -21,6 +21,7 @@ class QemuRecord:
         accel: what it runs on.
         started_ns: when, since the epoch.
         argv: for people.
+        ready: the guest was set up; one that was not is of no use to a later engine.
     """
 
     identity: ProcessIdentity
@@ -30,6 +31,7 @@ class QemuRecord:
     accel: str
     started_ns: int
     argv: tuple[str, ...]
+    ready: bool = False
 
 
 def write_record(file: Path, record: QemuRecord) -> None:

@@ -1,0 +1,93 @@
+"""Find the QEMU that an earlier engine left, connect to it, or clear away what is of no use.
+
+What QEMU answers counts: the record only says who to ask, and whether the guest was ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from wherry.errors import MachineError
+from wherry.machine.boot import RunningQemu
+from wherry.machine.console import Console
+from wherry.machine.qmp import Qmp
+from wherry.machine.record import QemuRecord, read_record
+from wherry.osutil import is_alive, terminate
+from wherry.paths import MachinePaths
+
+logger = logging.getLogger(__name__)
+
+_QMP_TIMEOUT = 10.0
+
+_RUNS = "running"
+_CAN_GO_ON = ("paused", "io-error")
+"""RunState (qapi/run-state.json): stopped by a full disk or by hand; `cont` lets it go on."""
+
+
+async def find_running(paths: MachinePaths) -> RunningQemu | None:
+    """The running QEMU of this machine, connected to; None when there is none that can go on.
+
+    One that cannot (its start was broken off, its guest has ended, it does not answer) is ended.
+    """
+    record = read_record(paths.qemu_record)
+    alive = record is not None and is_alive(record.identity)
+    try:
+        qmp = await Qmp.connect(paths.qmp_socket, timeout=_QMP_TIMEOUT)
+    except MachineError as error:
+        if alive and record is not None:
+            logger.warning("QEMU %d does not answer and is ended: %s", record.identity.pid, error)
+            await asyncio.to_thread(terminate, record.identity)
+        _forget(paths)
+        return None
+    if record is None or not alive or not record.ready or not await _goes_on(qmp):
+        await _end(qmp, record if alive else None)
+        _forget(paths)
+        return None
+    return RunningQemu(record=record, qmp=qmp, console=await _console(paths), ours=False)
+
+
+async def _goes_on(qmp: Qmp) -> bool:
+    try:
+        status = (await qmp.execute("query-status", timeout=_QMP_TIMEOUT))["status"]
+        if status in _CAN_GO_ON:
+            logger.info("the machine was %s: letting it go on", status)
+            await qmp.execute("cont", timeout=_QMP_TIMEOUT)
+            return True
+    except MachineError as error:
+        logger.warning("QEMU answers no questions: %s", error)
+        return False
+    return bool(status == _RUNS)
+
+
+async def _end(qmp: Qmp, record: QemuRecord | None) -> None:
+    """End a QEMU; without a record of it (the engine died while it started) by its socket alone."""
+    logger.warning("ending a QEMU that is of no use")
+    try:
+        await qmp.execute("quit", timeout=_QMP_TIMEOUT)
+        async with asyncio.timeout(_QMP_TIMEOUT):
+            await qmp.wait_closed()
+    except (MachineError, TimeoutError) as error:
+        logger.warning("QEMU did not end when asked to: %s", error)
+    await qmp.aclose()
+    if record is not None:
+        await asyncio.to_thread(terminate, record.identity)
+
+
+async def _console(paths: MachinePaths) -> Console | None:
+    try:
+        return await Console.connect(paths.serial_socket, paths.console_log)
+    except OSError as error:
+        logger.warning("the console cannot be read: %s", error)
+        return None
+
+
+def _forget(paths: MachinePaths) -> None:
+    for file in (
+        paths.qemu_record,
+        paths.qmp_socket,
+        paths.rescue_socket,
+        paths.agent_socket,
+        paths.serial_socket,
+    ):
+        file.unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""The VM image as machines see it: built when missing, renewed on demand. All calls block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from wherry.errors import ImageBuildError
+from wherry.paths import Home
+from wherry.settings import Settings
+from wherry_image import VmImage, VmImageError, build_image, refresh_lock
+
+Progress = Callable[[str, int, int], None]
+
+
+def prepare_image(
+    arch: str, home: Home, settings: Settings, progress: Progress | None = None
+) -> VmImage:
+    """The image for `arch`; made from packages when it is not there yet.
+
+    Raises:
+        ImageBuildError: a package, the mirror or the configuration is at fault.
+    """
+    try:
+        return build_image(
+            arch=arch,
+            packages=home.packages,
+            out=home.vm_images,
+            locks=[home.vm_locks],
+            mirror=settings.debian_mirror,
+            progress=progress,
+        )
+    except VmImageError as error:
+        raise ImageBuildError(error.message, hint=error.hint) from error
+
+
+def upgrade_image(
+    arch: str, home: Home, settings: Settings, progress: Progress | None = None
+) -> list[dict[str, str]]:
+    """Take the newest signed packages and build the image of the next start.
+
+    Returns:
+        {name, old, new} per package that changed; `old` or `new` is empty where it came or went.
+
+    Raises:
+        ImageBuildError: as `prepare_image`.
+    """
+    try:
+        change = refresh_lock(
+            arch=arch, locks=[home.vm_locks], mirror=settings.debian_mirror, progress=progress
+        )
+    except VmImageError as error:
+        raise ImageBuildError(error.message, hint=error.hint) from error
+    prepare_image(arch, home, settings, progress)
+    return [asdict(package) for package in change.packages]

@@ -1,0 +1,461 @@
+"""A machine: one VM, its states, and everything that the engine asks of it.
+
+    stopped -> starting -> running -> stopping -> stopped
+                    \\-> failed <-/                (failed and stopped: there is no QEMU)
+
+Lives on one asyncio loop. QEMU outlives it: `aclose` lets go, `adopt` of a later one takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from wherry.errors import LinkError, MachineError, WherryError
+from wherry.machine.boot import Progress, RunningQemu
+from wherry.machine.bringup import Bringup, Tools
+from wherry.machine.config import (
+    MachineConfig,
+    check_name,
+    default_config,
+    prepare_directories,
+    read_config,
+    write_config,
+)
+from wherry.machine.guest import LinkPort
+from wherry.machine.image import upgrade_image
+from wherry.machine.layers import LayerDisk, LayerPool
+from wherry.paths import Home
+from wherry.settings import Settings
+from wherry_image import VmImage
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 10.0
+"""What containers get between SIGTERM and SIGKILL when the machine stops, as Docker's default."""
+
+_POWER_OFF_TIMEOUT = 20.0
+
+_T = TypeVar("_T")
+
+
+class MachineState(enum.StrEnum):
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+_ALLOWED: Mapping[MachineState, frozenset[MachineState]] = {
+    MachineState.STOPPED: frozenset({MachineState.STARTING, MachineState.RUNNING}),
+    MachineState.STARTING: frozenset(
+        {MachineState.RUNNING, MachineState.FAILED, MachineState.STOPPED}
+    ),
+    MachineState.RUNNING: frozenset(
+        {MachineState.STOPPING, MachineState.STOPPED, MachineState.FAILED}
+    ),
+    MachineState.STOPPING: frozenset({MachineState.STOPPED}),
+    MachineState.FAILED: frozenset({MachineState.STARTING}),
+}
+
+
+@dataclass(slots=True)
+class _Running:
+    """What there is while a guest runs."""
+
+    vm: RunningQemu
+    link: LinkPort
+    layers: LayerPool
+    guest_ended: str | None = None
+    """Why, in QEMU's word (ShutdownCause), once it has."""
+
+
+class Machine:
+    """One machine of a user.
+
+    Args:
+        name: of the machine.
+        tools: replaced by tests.
+    """
+
+    def __init__(
+        self, name: str, home: Home, settings: Settings, *, tools: Tools | None = None
+    ) -> None:
+        self.name = check_name(name)
+        self.notices: list[str] = []
+        self._home = home
+        self._paths = home.machine(name)
+        self._settings = settings
+        self._tools = tools or Tools()
+        self._state = MachineState.STOPPED
+        self._reason: str | None = None
+        self._running: _Running | None = None
+        self._starting: asyncio.Task[LinkPort] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._pins: dict[str, frozenset[str]] = {}
+        self._progress: list[Progress] = []
+        self._bringup = Bringup(
+            name=name,
+            home=home,
+            paths=self._paths,
+            settings=settings,
+            tools=self._tools,
+            report=self._report,
+            notice=self._notice,
+        )
+        self._link_callbacks: list[Callable[[Any], object]] = []
+        self._state_callbacks: list[Callable[[MachineState], object]] = []
+
+    @property
+    def state(self) -> MachineState:
+        return self._state
+
+    @property
+    def link(self) -> LinkPort | None:
+        """The link to the agent; None unless the machine runs."""
+        return self._running.link if self._running else None
+
+    @property
+    def config(self) -> MachineConfig:
+        """Stored, or the defaults while the machine has never been started.
+
+        `settings.accel` (the environment) wins over the stored accelerator.
+        """
+        stored = read_config(self._paths.config) or default_config(self._settings)
+        if self._settings.accel != "auto":
+            return replace(stored, accel=self._settings.accel)
+        return stored
+
+    def on_link(self, callback: Callable[[Any], object]) -> None:
+        """Call `callback(link)` whenever the agent has been reached, also again."""
+        self._link_callbacks.append(callback)
+
+    def on_state(self, callback: Callable[[MachineState], object]) -> None:
+        """Call `callback(state)` after every change."""
+        self._state_callbacks.append(callback)
+
+    async def adopt(self) -> bool:
+        """Take over the VM that an earlier engine left running; to be called once, at first.
+
+        Returns:
+            Whether it runs and its agent answers. Whatever does not is ended.
+        """
+        prepare_directories(self._home, self._paths)
+        found = await self._bringup.adopt()
+        if found is None:
+            return False
+        running = self._assemble(*found)
+        try:
+            await running.layers.adopt()
+        except WherryError as error:
+            logger.error("the running machine cannot be taken over, it is ended: %s", error)
+            await running.link.aclose()
+            await running.vm.quit()
+            self._forget_record()
+            return False
+        self._enter(running)
+        return True
+
+    async def ensure_running(self, progress: Progress | None = None) -> LinkPort:
+        """The link of the running machine; started when it is off. Concurrent callers start one.
+
+        A caller that is cancelled does not stop the start that others (or later ones) wait for.
+
+        Raises:
+            QemuNotFound, ImageBuildError, BootFailed, MachineError: it cannot be started.
+        """
+        if progress is not None:
+            self._progress.append(progress)
+        try:
+            while self._running is None or self._ending is not None:
+                if self._ending is not None:
+                    await asyncio.shield(self._ending)
+                    continue
+                if self._starting is None:
+                    self._starting = self._spawn(self._start(), "machine start")
+                await asyncio.shield(self._starting)
+            return self._running.link
+        finally:
+            if progress is not None:
+                self._progress.remove(progress)
+
+    async def prepare_image(self, progress: Progress | None = None) -> VmImage:
+        """The VM image, built when it is missing. Starts nothing.
+
+        Raises:
+            ImageBuildError: it cannot be built.
+        """
+        image = await asyncio.to_thread(
+            self._tools.prepare_image,
+            self.config.arch,
+            self._home,
+            self._settings,
+            self._in_loop(progress),
+        )
+        for notice in image.notices:
+            self._notice(notice)
+        return image
+
+    async def upgrade(self, progress: Progress | None = None) -> list[dict[str, str]]:
+        """Take the newest signed packages for the next start.
+
+        Returns:
+            {name, old, new} of each package that changed.
+        """
+        return await asyncio.to_thread(
+            upgrade_image,
+            self.config.arch,
+            self._home,
+            self._settings,
+            self._in_loop(progress),
+        )
+
+    async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
+        """Have the layers mounted in the guest. Pin them first, else they may be unplugged again.
+
+        Raises:
+            MachineError: the machine does not run, or a layer cannot be plugged or mounted.
+        """
+        await self._need_running().layers.attach(layers)
+        self._trim_soon()
+
+    def pin_layers(self, holder: str, diff_ids: Iterable[str]) -> None:
+        """`holder` needs exactly these layers until `unpin_layers`."""
+        self._pins[holder] = frozenset(diff_ids)
+
+    def unpin_layers(self, holder: str) -> None:
+        """Unknown holders are fine."""
+        if self._pins.pop(holder, None):
+            self._trim_soon()
+
+    async def stop(self, grace: float = GRACE_SECONDS) -> None:
+        """Shut the guest down and wait until QEMU is gone. Does nothing when it is off.
+
+        Args:
+            grace: seconds for the guest's processes between SIGTERM and SIGKILL.
+        """
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+        if self._ending is None and self._running is not None:
+            self._ending = self._spawn(self._shut_down(self._running, grace), "machine stop")
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def aclose(self) -> None:
+        """Let go of the machine; a running VM runs on. A start is broken off, a stop finished."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+        if self._ending is not None:
+            await asyncio.wait({self._ending})
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        running, self._running = self._running, None
+        if running is not None:
+            await running.link.aclose()
+            await running.vm.aclose()
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything about the machine, as JSON. Times in ns since the epoch, memory in MiB."""
+        config = self.config
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "state": self._state.value,
+            "reason": self._reason,
+            "notices": list(self.notices),
+            "cpus": config.cpus,
+            "memory_mib": config.memory_mib,
+            "disk_gib": config.disk_gib,
+            "arch": config.arch,
+            "accel": config.accel,
+            "directory": str(self._paths.root),
+            "data_disk": str(self._paths.data_disk),
+            "console_log": str(self._paths.console_log),
+            "rescue_socket": str(self._paths.rescue_socket),
+        }
+        if self._running is not None:
+            record = self._running.vm.record
+            facts |= {
+                "accel": record.accel,
+                "pid": record.identity.pid,
+                "started_ns": record.started_ns,
+                "image": record.image_key,
+                "qemu": record.argv[0],
+                "agent": self._running.link.peer.get("agent"),
+                "layers": len(self._running.layers.attached),
+                "highest_lun": self._running.layers.highest_lun,
+            }
+        return facts
+
+    def console_tail(self, lines: int) -> str:
+        """The console's last lines, of this boot or the last one. Reads a file."""
+        try:
+            text = self._paths.console_log.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""
+
+    async def _start(self) -> LinkPort:
+        self._move(MachineState.STARTING)
+        try:
+            prepare_directories(self._home, self._paths)
+            config = self.config
+            if not self._paths.config.exists():
+                write_config(self._paths.config, default_config(self._settings))
+            image = await self.prepare_image(self._report)
+            running = self._assemble(*await self._bringup.boot(config, image))
+        except asyncio.CancelledError:  # by `stop`, which waits for the end of it
+            self._forget_record()
+            self._move(MachineState.STOPPED)
+            raise MachineError("the start of the machine was broken off") from None
+        except BaseException as error:
+            self._forget_record()
+            self._move(MachineState.FAILED, str(error).partition("\n")[0])
+            raise
+        finally:
+            self._starting = None
+        self._enter(running)
+        return running.link
+
+    def _assemble(self, vm: RunningQemu, link: LinkPort) -> _Running:
+        async def call(method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+            return await link.call(method, params, timeout=timeout)
+
+        return _Running(vm, link, LayerPool(vm.qmp, call, self._pins))
+
+    def _enter(self, running: _Running) -> None:
+        self._running = running
+
+        def event(name: str, data: Mapping[str, Any]) -> None:
+            if name == "SHUTDOWN":
+                running.guest_ended = str(data.get("reason"))
+
+        def connected(_peer: dict[str, Any]) -> None:
+            self._tell_link(running.link)
+
+        running.vm.qmp.on_event(event)
+        self._spawn(self._watch(running), "machine watch")
+        self._move(MachineState.RUNNING)
+        self._tell_link(running.link)
+        running.link.on_connect(connected)
+
+    async def _watch(self, running: _Running) -> None:
+        """Notice when QEMU ends without having been asked to."""
+        await running.vm.qmp.wait_closed()
+        if self._running is not running or self._ending is not None:
+            return
+        self._ending = self._spawn(self._bury(running), "machine end")
+        await asyncio.shield(self._ending)
+
+    async def _bury(self, running: _Running) -> None:
+        await running.vm.kill(grace=2.0)  # it is gone, or of no use without its control connection
+        status = running.vm.exit_status()
+        console = running.vm.console
+        if running.guest_ended == "guest-shutdown":
+            end, reason = MachineState.STOPPED, "the guest powered itself off"
+        elif running.guest_ended in ("guest-reset", "guest-panic"):
+            last = console.tail()[-1:] if console else []
+            end, reason = MachineState.FAILED, ": ".join(["the guest's kernel gave up", *last])
+        elif status is not None and status < 0:
+            end, reason = MachineState.FAILED, f"QEMU was ended by signal {-status}"
+        else:
+            end, reason = MachineState.FAILED, "QEMU ended unexpectedly"
+        logger.error("the machine is gone: %s", reason)
+        await self._leave(running, end, reason)
+
+    async def _shut_down(self, running: _Running, grace: float) -> None:
+        self._move(MachineState.STOPPING)
+        try:
+            await running.link.call("system.shutdown", {"timeout": grace}, timeout=grace + 10.0)
+            async with asyncio.timeout(grace + _POWER_OFF_TIMEOUT):
+                await running.vm.qmp.wait_closed()
+        except (LinkError, TimeoutError) as error:
+            if not running.vm.qmp.closed:
+                logger.warning("the guest does not power off, QEMU is ended: %s", error)
+        await running.vm.quit()
+        await self._leave(running, MachineState.STOPPED, None)
+
+    async def _leave(self, running: _Running, state: MachineState, reason: str | None) -> None:
+        await running.link.aclose()
+        self._forget_record()
+        self._running = None
+        self._ending = None
+        self._move(state, reason)
+
+    def _need_running(self) -> _Running:
+        if self._running is None or self._ending is not None:
+            raise MachineError(
+                f"the machine is {self._state.value}", hint="start it: wherry machine start"
+            )
+        return self._running
+
+    def _trim_soon(self) -> None:
+        if self._running is not None and self._ending is None:
+            self._spawn(self._trim(self._running), "layer trim")
+
+    async def _trim(self, running: _Running) -> None:
+        try:
+            await running.layers.trim()
+        except WherryError as error:
+            logger.warning("idle layers stay plugged: %s", error)
+
+    def _move(self, state: MachineState, reason: str | None = None) -> None:
+        if state not in _ALLOWED[self._state]:
+            raise AssertionError(f"a machine does not go from {self._state} to {state}")
+        self._state = state
+        self._reason = reason
+        self._tell(self._state_callbacks, state)
+
+    def _tell_link(self, link: LinkPort) -> None:
+        if self._running is not None and self._running.link is link:
+            self._tell(self._link_callbacks, link)
+
+    def _tell(self, callbacks: Iterable[Callable[[_T], object]], news: _T) -> None:
+        for callback in tuple(callbacks):
+            try:
+                callback(news)
+            except Exception:  # a listener's fault must not leave the machine half-way
+                logger.exception("a listener of machine %s", self.name)
+
+    def _report(self, phase: str, done: int, total: int) -> None:
+        for progress in tuple(self._progress):
+            progress(phase, done, total)
+
+    def _in_loop(self, progress: Progress | None) -> Progress | None:
+        """Progress that a thread can report."""
+        if progress is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def report(phase: str, done: int, total: int) -> None:
+            loop.call_soon_threadsafe(progress, phase, done, total)
+
+        return report
+
+    def _notice(self, text: str) -> None:
+        """Something that the user should read once; also called in threads."""
+        logger.warning("%s", text)
+        self.notices.append(text)
+
+    def _forget_record(self) -> None:
+        self._paths.qemu_record.unlink(missing_ok=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it gets it; nobody may
