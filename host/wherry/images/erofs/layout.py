@@ -1,4 +1,4 @@
-"""EROFS on disk: constants, structures and the functions that pack them. Pure: values in, bytes out.
+"""EROFS on disk: constants, structures and the functions that pack them. Pure.
 
 Source of every number: https://erofs.docs.kernel.org ("Core on-disk format"), Linux's
 Documentation/filesystems/erofs.rst and the structures in its fs/erofs/erofs_fs.h (names in

@@ -25,13 +25,14 @@ class Sink:
     Raises LayerError when the image grows beyond `limit` bytes, OSError as the file does.
     """
 
-    __slots__ = ("_at", "_limit", "_out", "_pending", "end")
+    __slots__ = ("_at", "_limit", "_out", "_pending", "_written", "end")
 
     def __init__(self, out: BinaryIO, limit: int) -> None:
         self._out = out
         self._limit = min(limit, _BLOCKS_MAX * BLOCK_SIZE)
         self._pending = bytearray()  # appended, not written
         self._at = 0  # where _pending goes
+        self._written = 0  # the file's size
         self.end = 0
         out.seek(0)
         out.truncate(0)
@@ -79,14 +80,14 @@ class Sink:
         self._out.seek(at)
         written = self._out.write(data)
         if written != len(data):
-            raise StorageError(
-                f"only {written} of {len(data)} bytes of a layer's image were written"
-            )
+            raise StorageError(f"only {written} of {len(data)} bytes of an image were written")
+        self._written = max(self._written, at + written)
 
     def close(self) -> None:
         """Give the file its final size; the file itself stays open."""
         self.flush()
-        self._out.truncate(self.end)
+        if self._written < self.end:  # truncate() does not lengthen every kind of file
+            self.write_at(self.end - 1, b"\0")
         self._out.flush()
 
 
