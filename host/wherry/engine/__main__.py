@@ -1,0 +1,50 @@
+"""`python -m wherry.engine --machine NAME`: the engine process. See `wherry.engine.daemon`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from wherry.engine.daemon import run, start_logging
+from wherry.errors import WherryError
+from wherry.osutil import listen_unix
+from wherry.paths import Home
+from wherry.settings import load_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process's exit code: 0 after a clean end, else the error's, which goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m wherry.engine", description=__doc__)
+    parser.add_argument("--machine", required=True, help="the machine to serve")
+    parser.add_argument(
+        "--inherited", action="store_true", help="standard input is the listening API socket"
+    )
+    options = parser.parse_args(arguments)
+    home = Home.default()
+    paths = home.machine(options.machine)
+    start_logging(paths.engine_log)
+    try:
+        settings = load_settings(home.settings_file)
+        listener = _inherited() if options.inherited else listen_unix(paths.api_socket)
+        with listener:
+            run(home, options.machine, settings, listener)
+    except WherryError as error:
+        print(f"{error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _inherited() -> socket.socket:
+    """The socket that is standard input, moved away so that no child inherits it."""
+    listener = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

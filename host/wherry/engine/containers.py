@@ -1,0 +1,385 @@
+"""What can be done with containers: Docker's operations, each guarded by the container's state.
+
+The guard is the same everywhere: an operation in the wrong state is a Conflict (or NotModified,
+when there is nothing to do) and changes nothing. An operation that has begun is finished even when
+its client goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from wherry.engine import names
+from wherry.engine.attach import StreamAttachment, wanted_streams
+from wherry.engine.config import checked_host_config, merged_config
+from wherry.engine.events import EventBus, container_event
+from wherry.engine.filters import SHOW_STOPPED, Filters, container_filter
+from wherry.engine.guest import Guest, open_log
+from wherry.engine.images import Images
+from wherry.engine.logs import LogQuery, read_log
+from wherry.engine.model import Attachment, Container, ExitStatus, LogFrame, WaitCondition
+from wherry.engine.registry import Entry, Registry
+from wherry.engine.signals import SIGKILL, SIGTERM, signal_number
+from wherry.engine.spec import adjusted_capabilities
+from wherry.engine.starting import Starter
+from wherry.errors import (
+    AgentError,
+    Conflict,
+    InvalidInput,
+    MachineError,
+    NotFound,
+    NotModified,
+    WherryError,
+)
+
+DEFAULT_STOP_TIMEOUT = 10
+"""Seconds between the stop signal and SIGKILL; Docker's."""
+
+KILL_DEADLINE = 30.0
+"""Seconds that a process may take to die of SIGKILL (it may be in the middle of disk I/O)."""
+
+_T = TypeVar("_T")
+
+
+class Containers:
+    """The containers of one machine. `ref` is an id, a name, or a prefix of an id."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        events: EventBus,
+        guest: Guest,
+        starter: Starter,
+        images: Images,
+    ) -> None:
+        self._registry = registry
+        self._events = events
+        self._guest = guest
+        self._starter = starter
+        self._images = images
+        self._operations: set[asyncio.Task[Any]] = set()
+
+    async def create(
+        self,
+        name: str | None,
+        config: Mapping[str, Any],
+        host_config: Mapping[str, Any],
+        platform: str | None = None,
+    ) -> Container:
+        """Make a container of a local image; nothing is started or pulled.
+
+        Raises:
+            ImageNotFound: the image is not in the store.
+            Conflict: the name is taken.
+            InvalidInput: a value is wrong.
+        """
+        reference = config.get("Image")
+        if not reference:
+            raise InvalidInput("config: Image is empty", hint="name the image to run")
+        self._registry.free_name(name)
+        checked = checked_host_config(host_config)
+        adjusted_capabilities(checked.get("CapAdd") or (), checked.get("CapDrop") or ())
+        image = await self._images.resolve(reference, platform)
+        merged = merged_config(config, image.config)
+        container_id = names.new_id()
+        await asyncio.to_thread(self._images.hold, container_id, image)
+        try:
+            container = Container(
+                id=container_id,
+                name=self._registry.free_name(name),
+                created_ns=time.time_ns(),
+                image=reference,
+                image_id=image.id,
+                manifest_digest=image.manifest_digest,
+                config=merged,
+                host_config=checked,
+                layers=tuple(image.diff_ids),
+                platform=f"{image.os}/{image.architecture}",
+            )
+            return self._registry.add(container).container
+        except WherryError:
+            await asyncio.to_thread(self._images.release, container_id)
+            raise
+
+    def get(self, ref: str) -> Container:
+        """Raises NotFound; InvalidInput when a prefix fits several."""
+        return self._registry.find(ref).container
+
+    def list(
+        self, all: bool = False, filters: Filters | None = None, limit: int = 0
+    ) -> builtins.list[Container]:
+        """Containers, newest first: running ones, unless `all`, `limit` or a filter wants more."""
+        filters = filters or {}
+        wanted = container_filter(filters, self.get)
+        stopped_too = all or limit > 0 or any(filters.get(name) for name in SHOW_STOPPED)
+        found = [
+            entry.container
+            for entry in self._registry
+            if (stopped_too or entry.container.running) and wanted(entry.container)
+        ]
+        found.sort(key=lambda container: container.created_ns, reverse=True)
+        return found[:limit] if limit > 0 else found
+
+    async def start(self, ref: str) -> None:
+        """Start it. Raises NotModified when it runs, StartFailed when its command cannot be run."""
+        await self._finish(self._start(self._registry.find(ref)))
+
+    async def stop(
+        self, ref: str, timeout: int | None = None, signal: str | int | None = None
+    ) -> None:
+        """Ask it to end, and kill it after `timeout` seconds (negative: never).
+
+        Raises:
+            NotModified: it does not run.
+        """
+        entry = self._registry.find(ref)
+        wanted = signal or entry.container.config.get("StopSignal")
+        number = signal_number(wanted, SIGTERM)
+        await self._finish(self._stop(entry, number, timeout))
+
+    async def restart(self, ref: str, timeout: int | None = None) -> None:
+        """Stop it when it runs, and start it."""
+        entry = self._registry.find(ref)
+        number = signal_number(entry.container.config.get("StopSignal"), SIGTERM)
+        await self._finish(self._restart(entry, number, timeout))
+
+    async def kill(self, ref: str, signal: str | int | None = None) -> None:
+        """Send a signal, by default SIGKILL, after which it has ended.
+
+        Raises:
+            Conflict: it does not run.
+        """
+        entry = self._registry.find(ref)
+        await self._finish(self._kill(entry, signal_number(signal, SIGKILL)))
+
+    async def remove(self, ref: str, force: bool = False) -> None:
+        """Remove it. Raises Conflict when it runs and `force` is not given."""
+        await self._finish(self._remove(self._registry.find(ref), force))
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Raises Conflict when `name` is taken, InvalidInput when it is none."""
+        entry = self._registry.find(ref)
+        wanted = names.checked_name(name)
+        if wanted == entry.container.name:
+            raise InvalidInput("Renaming a container with the same name as its current name")
+        self._registry.rename(entry, self._registry.free_name(wanted))
+
+    async def resize(self, ref: str, rows: int, cols: int) -> None:
+        """Set its terminal's size. Raises Conflict when it does not run."""
+        entry = self._registry.find(ref)
+        self._need_running(entry)
+        await self._guest.need_link().call(
+            "container.resize", {"id": entry.container.id, "rows": rows, "cols": cols}
+        )
+        self._events.publish_late(
+            container_event(entry.container, "resize", height=str(rows), width=str(cols))
+        )
+
+    def waiter(
+        self, ref: str, condition: str | WaitCondition = WaitCondition.NOT_RUNNING
+    ) -> asyncio.Future[ExitStatus]:
+        """A future of the exit status, counting from this call.
+
+        Raises:
+            InvalidInput: there is no such condition.
+        """
+        try:
+            wanted = WaitCondition(condition or WaitCondition.NOT_RUNNING)
+        except ValueError:
+            raise InvalidInput(f"invalid condition: {condition!r}") from None
+        return self._registry.find(ref).wait(wanted)
+
+    async def attach(
+        self,
+        ref: str,
+        stdin: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+        logs: bool = False,
+        stream: bool = True,
+    ) -> Attachment:
+        """Hold on to its input and output; before its start the attachment waits for it.
+
+        `logs`: what was put out before, too; without `stream` nothing else, and no input.
+        """
+        entry = self._registry.find(ref)
+        attachment = StreamAttachment(
+            tty=entry.container.tty,
+            streams=wanted_streams(stdout, stderr),
+            stdin=stdin and stream and bool(entry.container.config.get("OpenStdin")),
+            replay=logs,
+            released=entry.drop_attachment,
+        )
+        entry.add_attachment(attachment)
+        try:
+            if not stream:
+                await self._attach_log(entry, attachment)
+            elif entry.container.running:
+                await self._starter.attach_running(entry, attachment)
+        except BaseException:
+            await attachment.aclose()
+            raise
+        self._events.publish_late(container_event(entry.container, "attach"))
+        return attachment
+
+    def logs(
+        self,
+        ref: str,
+        stdout: bool = True,
+        stderr: bool = True,
+        follow: bool = False,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        tail: int | None = None,
+    ) -> AsyncIterator[LogFrame]:
+        """Its output so far, and on with `follow` while it runs; a machine that is off is started.
+
+        `tail`: the last so many lines; None or negative: all.
+        """
+        entry = self._registry.find(ref)
+        query = LogQuery(
+            wanted_streams(stdout, stderr),
+            follow and entry.container.running,
+            since_ns or None,
+            until_ns or None,
+            None if tail is None or tail < 0 else tail,
+        )
+        return self._logs(entry, query)
+
+    async def close(self) -> None:
+        """Give up what is under way (the engine ends; containers run on)."""
+        for task in tuple(self._operations):
+            task.cancel()
+        await asyncio.gather(*self._operations, return_exceptions=True)
+        await self._starter.close()
+
+    async def _finish(self, operation: Coroutine[Any, Any, _T]) -> _T:
+        """Run it to its end, also when the caller is cancelled."""
+        task = asyncio.ensure_future(operation)
+        self._operations.add(task)
+        task.add_done_callback(self._operation_done)
+        return await asyncio.shield(task)
+
+    def _operation_done(self, task: asyncio.Task[Any]) -> None:
+        self._operations.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where no caller is left to be told
+
+    async def _start(self, entry: Entry) -> None:
+        async with entry.lock:
+            self._need(entry)
+            if entry.container.running:
+                raise NotModified(f"container {entry.container.name} is already running")
+            await self._starter.start(entry)
+
+    async def _stop(self, entry: Entry, number: int, timeout: int | None) -> None:
+        async with entry.lock:  # a start that is under way comes first
+            self._need(entry)
+            if not entry.container.running:
+                raise NotModified(f"container {entry.container.name} is not running")
+        if timeout is None:
+            timeout = entry.container.config.get("StopTimeout")
+        limit = DEFAULT_STOP_TIMEOUT if timeout is None else timeout
+        exited = entry.wait(WaitCondition.NOT_RUNNING)
+        entry.stopping = True
+        try:
+            await self._signal(entry, number)
+            if not await _within(exited, None if limit < 0 else float(limit)):
+                await self._kill_hard(entry)
+        finally:
+            entry.stopping = False
+            exited.cancel()
+
+    async def _restart(self, entry: Entry, number: int, timeout: int | None) -> None:
+        entry.restarting = True
+        try:
+            try:
+                await self._stop(entry, number, timeout)
+            except NotModified:
+                pass  # it does not run: starting is all
+            await self._start(entry)
+        finally:
+            entry.restarting = False
+        self._events.publish(container_event(entry.container, "restart"))
+
+    async def _kill(self, entry: Entry, number: int) -> None:
+        self._need_running(entry, "cannot kill container: ")
+        if number == SIGKILL:
+            await self._kill_hard(entry)
+        else:
+            await self._signal(entry, number)
+
+    async def _remove(self, entry: Entry, force: bool) -> None:
+        async with entry.lock:
+            self._need(entry)
+            if entry.container.running:
+                if not force:
+                    raise Conflict(
+                        f'cannot remove container "/{entry.container.name}": container is running: '
+                        "stop the container before removing or force remove",
+                        hint="stop it first, or use --force",
+                    )
+                await self._kill_hard(entry)
+            if not entry.gone:  # its end may have removed it
+                self._registry.remove(entry)
+
+    async def _kill_hard(self, entry: Entry) -> None:
+        """SIGKILL, and wait for the end. Raises MachineError when it does not come."""
+        exited = entry.wait(WaitCondition.NOT_RUNNING)
+        try:
+            await self._signal(entry, SIGKILL)
+            if not await _within(exited, KILL_DEADLINE):
+                raise MachineError(
+                    f"container {entry.container.name} has not ended {KILL_DEADLINE:.0f} s after "
+                    "SIGKILL",
+                    hint="its process may wait for the disk: try again, or restart the machine",
+                )
+        finally:
+            exited.cancel()
+
+    async def _signal(self, entry: Entry, number: int) -> None:
+        """Send a signal; none is needed where the process has just ended."""
+        container = entry.container
+        try:
+            await self._guest.need_link().call(
+                "container.kill", {"id": container.id, "signal": number}
+            )
+        except AgentError as error:
+            if error.code not in ("not_found", "conflict"):
+                raise
+        self._events.publish_late(container_event(container, "kill", signal=str(number)))
+
+    async def _attach_log(self, entry: Entry, attachment: StreamAttachment) -> None:
+        """Bind `attachment` to the log as it is now."""
+        container = entry.container
+        if not attachment.replay or container.started_ns is None:
+            attachment.abandon()
+            return
+        link = await self._guest.running_link()
+        stream, offset = await open_log(link, container.id, "start", follow=False)
+        attachment.bind(stream, offset=offset)
+
+    async def _logs(self, entry: Entry, query: LogQuery) -> AsyncIterator[LogFrame]:
+        if entry.container.started_ns is None:
+            return  # never started: no log, and no reason to start a machine
+        async for frame in read_log(self._guest, entry.container.id, query):
+            yield frame
+
+    def _need(self, entry: Entry) -> None:
+        if entry.gone:
+            raise NotFound(f"No such container: {entry.container.name}")
+
+    def _need_running(self, entry: Entry, prefix: str = "") -> None:
+        self._need(entry)
+        if not entry.container.running:
+            raise Conflict(f"{prefix}container {entry.container.id} is not running")
+
+
+async def _within(future: asyncio.Future[Any], seconds: float | None) -> bool:
+    """Whether `future` is done within `seconds`."""
+    done, _ = await asyncio.wait([future], timeout=seconds)
+    return bool(done)

@@ -1,0 +1,110 @@
+"""The engine process: one engine, the API in front of it, from lock to clean end.
+
+This is the composition root: the only place of this package that knows `wherry.api`. The end of the
+process leaves QEMU running; the next engine takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from wherry.api.server import serve
+from wherry.engine.engine import Engine
+from wherry.osutil import lock_file, private_directory
+from wherry.paths import Home
+from wherry.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 10.0
+"""How long an engine that is just ending may keep the lock."""
+
+LOG_BYTES = 4 * 1024 * 1024
+"""engine.log is cut when it is longer than this; its last `LOG_KEPT` bytes stay."""
+
+LOG_KEPT = 256 * 1024
+
+
+def run(home: Home, machine: str, settings: Settings, listener: socket.socket) -> None:
+    """Serve the machine's API on `listener` until a signal or a client asks for the end.
+
+    Raises:
+        LockHeld: another engine serves this machine.
+        WherryError: the state or a running machine cannot be taken over.
+    """
+    paths = home.machine(machine)
+    private_directory(paths.root)
+    with lock_file(paths.engine_lock, timeout=LOCK_SECONDS):
+        log.info("engine of machine %s, process %d", machine, os.getpid())
+        asyncio.run(_serve(home, machine, settings, listener))
+        log.info("engine of machine %s ends", machine)
+
+
+async def _serve(home: Home, machine: str, settings: Settings, listener: socket.socket) -> None:
+    stop = asyncio.Event()
+    _on_signals(stop.set)
+    engine = await Engine.open(home, machine, settings)
+    engine.on_exit_request = stop.set
+    try:
+        await serve(engine, listener, stop)
+    finally:
+        await engine.aclose()
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if sys.platform == "win32":  # its event loop has no signal handlers
+            signal.signal(number, lambda _number, _frame: loop.call_soon_threadsafe(stop))
+        else:
+            loop.add_signal_handler(number, stop)
+
+
+def start_logging(log_file: Path) -> None:
+    """Log to standard error; where that is `log_file`, its size is bounded."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[BoundedHandler(sys.stderr, log_file)],
+    )
+
+
+class BoundedHandler(logging.StreamHandler[TextIO]):
+    """A stream handler that cuts off the beginning of `log_file` when it outgrows `limit`."""
+
+    def __init__(
+        self, stream: TextIO, log_file: Path, *, limit: int = LOG_BYTES, kept: int = LOG_KEPT
+    ) -> None:
+        super().__init__(stream)
+        self._log_file = log_file
+        self._limit = limit
+        self._kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        try:
+            self._bound(self.stream.fileno())
+        except (OSError, ValueError):
+            self.handleError(record)
+
+    def _bound(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size <= self._limit:
+            return
+        if not os.path.samestat(status, self._log_file.stat()):
+            return  # somebody else's file
+        with self._log_file.open("rb") as file:
+            file.seek(-self._kept, os.SEEK_END)
+            tail = file.read()
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, tail[tail.find(b"\n") + 1 :])

@@ -1,0 +1,212 @@
+"""The engine of one machine: its parts put together, and the machine's news led to them.
+
+`Engine.open` is where a new engine meets what an earlier one left: rows, perhaps a running machine
+with containers. When it returns, both agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from wherry.engine import adopt, facts
+from wherry.engine.containers import Containers
+from wherry.engine.events import EventBus, container_event
+from wherry.engine.execs import Execs, exec_exit
+from wherry.engine.guest import Guest
+from wherry.engine.images import Images
+from wherry.engine.model import Json
+from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
+from wherry.engine.registry import Entry, Registry
+from wherry.engine.removals import Removals
+from wherry.engine.spec import Facts
+from wherry.engine.starting import Starter
+from wherry.engine.state import State
+from wherry.errors import LinkError
+from wherry.images.store import ImageStore
+from wherry.machine import Machine, MachineState
+from wherry.osutil import private_directory
+from wherry.paths import Home
+from wherry.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GONE_WHILE_AWAY = "the machine stopped while no engine ran"
+GONE = "the machine stopped"
+
+
+class Engine:
+    """What the API serves. Attributes: `containers`, `execs`, `images`, `events`, `machine`."""
+
+    def __init__(
+        self, home: Home, machine_name: str, machine: MachinePort, store: StorePort, state: State
+    ) -> None:
+        self.machine = machine
+        self.machine_name = machine_name
+        self.on_exit_request: Callable[[], None] = lambda: None
+        self._home = home
+        self._store = store
+        self._state = state
+        self._started_ns = time.time_ns()
+        self._guest_facts = facts.GuestFacts()
+        self._known_link: LinkPort | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        spec_facts = Facts()
+        self.events = EventBus(state)
+        self._registry = Registry(state, self.events)
+        self._guest = Guest(machine, store)
+        prefix = f"container:{machine_name}:"
+        self.images = Images(store, machine, self._registry, self.events, prefix)
+        self._removals = Removals(state, self._guest, self.images)
+        starter = Starter(self._registry, self._guest, spec_facts)
+        self.containers = Containers(self._registry, self.events, self._guest, starter, self.images)
+        self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
+        self._registry.on_exit = lambda entry: self._guest.release(entry.container)
+        self._registry.on_removed = self._container_removed
+
+    @classmethod
+    async def open(
+        cls,
+        home: Home,
+        machine_name: str,
+        settings: Settings,
+        *,
+        machine: MachinePort | None = None,
+        store: StorePort | None = None,
+    ) -> Engine:
+        """Open the state, take over a machine that runs, and agree with it.
+
+        The caller holds the engine lock.
+
+        Args:
+            machine, store: instead of the ones that `home` and `settings` give.
+
+        Raises:
+            StorageError: the state cannot be opened.
+            MachineError: a machine runs and cannot be taken over.
+        """
+        paths = home.machine(machine_name)
+        private_directory(paths.root)
+        state = State.open(paths.state_db)
+        engine = cls(
+            home,
+            machine_name,
+            machine or Machine(machine_name, home, settings),
+            store or ImageStore(home, settings),
+            state,
+        )
+        try:
+            await engine._adopt()
+        except BaseException:
+            await engine.aclose()
+            raise
+        return engine
+
+    async def aclose(self) -> None:
+        """Let go of everything; the machine and its containers run on."""
+        await self.containers.close()
+        await self._removals.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.machine.aclose()
+        await asyncio.to_thread(self._store.close)
+        self.events.close()
+        self._state.close()
+
+    def version(self) -> Json:
+        return facts.version_facts(self._guest_facts)
+
+    def info(self) -> Json:
+        """Reads the image store: call it in a thread."""
+        return facts.info_facts(
+            self._guest_facts,
+            self.machine_name,
+            os.fspath(self._home.root),
+            [entry.container for entry in self._registry],
+            len(self._store.list()),
+        )
+
+    def facts(self) -> Json:
+        """See `facts.engine_facts`."""
+        home = os.fspath(self._home.root)
+        return facts.engine_facts(self.machine_name, home, self._started_ns, self._guest_facts)
+
+    def request_exit(self) -> None:
+        """Ask the process to end."""
+        self.on_exit_request()
+
+    async def _adopt(self) -> None:
+        known = {entry.container.id for entry in self._registry}
+        await asyncio.to_thread(self.images.release_others, known)
+        self.machine.on_link(self._link_changed)
+        self.machine.on_state(self._state_changed)
+        if await self.machine.adopt():
+            link = self._guest.need_link()
+            if link is not self._known_link:
+                self._link_changed(link)
+            await asyncio.gather(*self._tasks)
+        else:
+            adopt.machine_gone(self._registry, self.execs, GONE_WHILE_AWAY)
+
+    def _link_changed(self, link: LinkPort) -> None:
+        """The machine was reached, for the first time or again."""
+        if link is not self._known_link:
+            self._known_link = link
+            link.on_event(self._agent_event)
+        self._spawn(self._agree(link))
+
+    def _state_changed(self, state: MachineState) -> None:
+        if state in (MachineState.STOPPED, MachineState.FAILED):
+            self._known_link = None
+            adopt.machine_gone(self._registry, self.execs, GONE)
+
+    async def _agree(self, link: LinkPort) -> None:
+        """Bring rows and guest into agreement."""
+        try:
+            await adopt.reconcile(link, self._registry, self.execs)
+            for entry in self._registry.running():
+                self._guest.pin(entry.container)
+            self._removals.resume()
+            info = await link.call("system.info", {})
+        except LinkError as error:
+            log.error("the machine does not tell what runs in it: %s", error)
+            return
+        self._guest_facts = facts.GuestFacts.from_info(info)
+
+    async def _agent_event(self, event: AgentEventPort) -> None:
+        """Store what the agent tells: returning acknowledges it, also what is malformed."""
+        try:
+            self._apply(event)
+        except LinkError as error:
+            log.error("event %s: %s", event.name, error)
+
+    def _apply(self, event: AgentEventPort) -> None:
+        if event.name == "container.exit":
+            adopt.container_exited(self._registry, event.payload)
+        elif event.name == "exec.exit":
+            self.execs.exited(*exec_exit(event.payload))
+        elif event.name == "container.oom":
+            entry = self._registry.get(str(event.payload.get("id")))
+            if entry is not None:
+                self.events.publish_late(container_event(entry.container, "oom"))
+        else:
+            log.warning("the agent sent an event that this engine does not know: %s", event.name)
+
+    def _container_removed(self, entry: Entry) -> None:
+        self.execs.forget(entry.container.id)
+        self._removals.removed(entry)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task failed", exc_info=error)

@@ -1,0 +1,146 @@
+"""The engine's way to the machine: a link when one is needed, layers in place, typed answers.
+
+What comes from the guest is checked here and in `registry.Exit`: the guest is not trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from wherry.engine.model import Container
+from wherry.engine.ports import LinkPort, MachinePort, StorePort, StreamPort
+from wherry.errors import AgentError, LinkError, MachineError
+from wherry.images.store import Image
+from wherry.machine.layers import LayerDisk
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 120.0
+"""Seconds for `container.start` and `exec.start`: under emulation a big root takes its time."""
+
+
+class Guest:
+    """The machine and its agent, as the engine sees them."""
+
+    def __init__(self, machine: MachinePort, store: StorePort) -> None:
+        self._machine = machine
+        self._store = store
+
+    @property
+    def link(self) -> LinkPort | None:
+        """The link, None while the machine is off."""
+        return self._machine.link
+
+    def need_link(self) -> LinkPort:
+        """The link of a machine that runs. Raises MachineError."""
+        link = self._machine.link
+        if link is None:
+            raise MachineError("the machine is not running", hint="start it: wherry machine start")
+        return link
+
+    async def running_link(self) -> LinkPort:
+        """The link; the machine is started when it is off."""
+        link = self._machine.link
+        return link if link is not None else await self._machine.ensure_running(_log_progress)
+
+    async def prepare(self, container: Container) -> tuple[LinkPort, list[str]]:
+        """A running machine with the container's layers mounted; they stay until `release`.
+
+        Returns:
+            The link, and the diffIDs to stack, lowest first.
+        """
+        boot = None
+        if self._machine.link is None:  # boot while the layers are looked up, or even made
+            boot = asyncio.ensure_future(self._machine.ensure_running(_log_progress))
+        try:
+            files = await asyncio.to_thread(self._store.layer_files, _image_of(container))
+        except BaseException:
+            if boot is not None:
+                boot.cancel()
+                await asyncio.gather(boot, return_exceptions=True)
+            raise
+        link = await boot if boot is not None else self.need_link()
+        disks = [LayerDisk(file.diff_id, file.path, file.uuid) for file in files]
+        layers = [disk.diff_id for disk in disks]
+        self._machine.pin_layers(container.id, layers)
+        await self._machine.attach_layers(disks)
+        return link, layers
+
+    def pin(self, container: Container) -> None:
+        """Its layers are in use (found so when a running machine was adopted)."""
+        self._machine.pin_layers(container.id, list(container.layers))
+
+    def release(self, container: Container) -> None:
+        """Its layers may be unplugged."""
+        self._machine.unpin_layers(container.id)
+
+
+def _image_of(container: Container) -> Image:
+    """The container's image as it was at its creation; its name may be gone, its files are held."""
+    system, _, architecture = container.platform.partition("/")
+    return Image(
+        id=container.image_id,
+        tags=(),
+        digests=(),
+        created_ns=0,
+        architecture=architecture,
+        os=system,
+        variant="",
+        size=0,
+        config={},
+        diff_ids=container.layers,
+        manifest_digest=container.manifest_digest,
+        raw_config=b"",
+    )
+
+
+async def open_log(
+    link: LinkPort, container_id: str, position: str | int, *, follow: bool, stdin: bool = False
+) -> tuple[StreamPort, int]:
+    """`container.attach` on a new stream: the stream and the log offset where it begins.
+
+    Raises:
+        AgentError: `not_found`: the guest does not have the container.
+    """
+    stream = link.open_stream()
+    try:
+        result = await link.call(
+            "container.attach",
+            {
+                "id": container_id,
+                "stream": stream.id,
+                "stdin": stdin,
+                "from": position,
+                "follow": follow,
+            },
+        )
+    except BaseException:
+        stream.reset("attach failed")
+        raise
+    return stream, number(result, "offset")
+
+
+async def log_end(link: LinkPort, container_id: str) -> int:
+    """The length of a container's log; 0 when the guest has none."""
+    try:
+        stream, offset = await open_log(link, container_id, "now", follow=False)
+    except AgentError as error:
+        if error.code == "not_found":
+            return 0
+        raise
+    stream.reset("only its end was wanted")
+    return offset
+
+
+def number(result: Any, name: str) -> int:
+    """A number of an answer. Raises LinkError when it is none."""
+    value = result.get(name) if isinstance(result, dict) else None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise LinkError(f"the guest's answer has no valid {name}")
+    return value
+
+
+def _log_progress(phase: str, done: int, total: int) -> None:
+    log.debug("machine: %s %d/%d", phase, done, total)

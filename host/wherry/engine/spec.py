@@ -1,0 +1,299 @@
+"""A container as an OCI runtime spec. Pure: values in, a JSON object out.
+
+The defaults are the reference engine's (moby: oci/defaults.go, oci/caps/defaults.go). What only the
+guest can know is left to it: `root.path`, the overlay, and what a user's name means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wherry.engine.config import CPU_PERIOD
+from wherry.engine.model import SHORT_ID, Container, Json
+from wherry.errors import InvalidInput
+
+OCI_VERSION = "1.2.0"
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_SHM_SIZE = 64 * 1024 * 1024
+
+DEFAULT_CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
+    "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+)  # fmt: skip
+"""The 14 that Docker gives."""
+
+_CAPABILITY_NAMES = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
+    "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO "
+    "SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME "
+    "SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG "
+    "WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+)
+ALL_CAPABILITIES = tuple(f"CAP_{name}" for name in _CAPABILITY_NAMES.split())
+"""In the kernel's order (uapi/linux/capability.h)."""
+
+MASKED_PATHS = (
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+    "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
+    "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+)  # fmt: skip
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_NAMESPACES = ("mount", "network", "uts", "pid", "ipc", "cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a spec needs to know of the machine.
+
+    Attributes:
+        hostname: the VM's, for containers in its network namespace.
+        dns: name servers to write to resolv.conf.
+    """
+
+    hostname: str = "wherry"
+    dns: tuple[str, ...] = ()
+
+
+def start_params(container: Container, layers: Sequence[str], facts: Facts) -> Json:
+    """The parameters of the agent's `container.start` (docs/agent-calls.md).
+
+    Args:
+        layers: the diffIDs to stack, lowest first.
+
+    Raises:
+        InvalidInput: a capability's name is none.
+    """
+    size = console_size(container.host_config.get("ConsoleSize"))
+    return {
+        "id": container.id,
+        "spec": runtime_spec(container, facts),
+        "layers": list(layers),
+        "tty": container.tty,
+        "open_stdin": bool(container.config.get("OpenStdin")),
+        "stdin_once": bool(container.config.get("StdinOnce")),
+        "files": etc_files(container, facts),
+        "size": size if container.tty else None,
+    }
+
+
+def runtime_spec(container: Container, facts: Facts) -> Json:
+    """The OCI runtime spec, version 1.2. Raises InvalidInput for an unknown capability."""
+    host_config = container.host_config
+    privileged = bool(host_config.get("Privileged"))
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": _process(container, facts),
+        "root": {"path": "rootfs", "readonly": bool(host_config.get("ReadonlyRootfs"))},
+        "hostname": hostname(container, facts),
+        "mounts": _mounts(host_config, privileged),
+        "linux": {
+            "namespaces": _namespaces(host_config),
+            "resources": _resources(host_config),
+            "maskedPaths": [] if privileged else list(MASKED_PATHS),
+            "readonlyPaths": [] if privileged else list(READONLY_PATHS),
+        },
+    }
+
+
+def exec_process(container: Container, config: Mapping[str, Any], facts: Facts) -> Json:
+    """The OCI process object of an exec: the container's environment, directory and rights."""
+    privileged = bool(config.get("Privileged") or container.host_config.get("Privileged"))
+    tty = bool(config.get("Tty"))
+    base = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container, facts)}"]
+    if tty:
+        base.append("TERM=xterm")
+    return {
+        "terminal": tty,
+        "user": _user(config.get("User") or container.config.get("User")),
+        "args": list(config.get("Cmd") or ()),
+        "env": overridden(base, container.config.get("Env") or (), config.get("Env") or ()),
+        "cwd": config.get("WorkingDir") or container.config.get("WorkingDir") or "/",
+        "capabilities": _capabilities(container.host_config, privileged),
+        "noNewPrivileges": False,
+    }
+
+
+def hostname(container: Container, facts: Facts) -> str:
+    """The container's host name: as configured, else the VM's (host network), else its short id."""
+    if configured := container.config.get("Hostname"):
+        return str(configured)
+    if container.host_config.get("NetworkMode") == "host":
+        return facts.hostname
+    return container.id[:SHORT_ID]
+
+
+def _process(container: Container, facts: Facts) -> Json:
+    privileged = bool(container.host_config.get("Privileged"))
+    base = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container, facts)}"]
+    if container.tty:
+        base.append("TERM=xterm")
+    return {
+        "terminal": container.tty,
+        "user": _user(container.config.get("User")),
+        "args": list(container.argv),
+        "env": overridden(base, container.config.get("Env") or ()),
+        "cwd": container.config.get("WorkingDir") or "/",
+        "capabilities": _capabilities(container.host_config, privileged),
+        "noNewPrivileges": False,
+        "oomScoreAdj": 0,
+    }
+
+
+def overridden(base: Sequence[str], *layers: Sequence[str]) -> list[str]:
+    """`base` under the variables of each layer; an entry without `=` unsets its variable."""
+    variables = {entry.partition("=")[0]: entry for entry in base}
+    for layer in layers:
+        for entry in layer:
+            name, separator, _value = entry.partition("=")
+            if separator:
+                variables[name] = entry
+            else:
+                variables.pop(name, None)
+    return list(variables.values())
+
+
+def _user(user: str | None) -> Json:
+    """uid and gid 0, unless a name that the guest resolves in the container's own /etc/passwd."""
+    return {"uid": 0, "gid": 0} | ({"username": user} if user else {})
+
+
+def _capabilities(host_config: Mapping[str, Any], privileged: bool) -> Json:
+    names = list(
+        ALL_CAPABILITIES
+        if privileged
+        else adjusted_capabilities(
+            host_config.get("CapAdd") or (), host_config.get("CapDrop") or ()
+        )
+    )
+    return {"bounding": names, "effective": names, "permitted": names}
+
+
+def adjusted_capabilities(add: Sequence[str], drop: Sequence[str]) -> tuple[str, ...]:
+    """Docker's default capabilities with `add` and `drop` applied, in the kernel's order.
+
+    Names may lack `CAP_` and be in lower case; `ALL` is all of them. What is named in both is kept
+    where it was added by name.
+
+    Raises:
+        InvalidInput: a name is none.
+    """
+    added, dropped = _names(add), _names(drop)
+    if "ALL" in added:
+        chosen = set(ALL_CAPABILITIES) - dropped
+    elif "ALL" in dropped:
+        chosen = set(added)
+    else:
+        chosen = (set(DEFAULT_CAPABILITIES) - dropped) | added
+    return tuple(name for name in ALL_CAPABILITIES if name in chosen)
+
+
+def _names(entries: Sequence[str]) -> set[str]:
+    names = set()
+    for entry in entries:
+        name = entry.upper()
+        if name != "ALL":
+            name = name if name.startswith("CAP_") else f"CAP_{name}"
+            if name not in ALL_CAPABILITIES:
+                raise InvalidInput(f'invalid capability: unknown capability: "{entry}"')
+        names.add(name)
+    return names
+
+
+def _mounts(host_config: Mapping[str, Any], privileged: bool) -> list[Json]:
+    access = "rw" if privileged else "ro"
+    shm_size = host_config.get("ShmSize") or DEFAULT_SHM_SIZE
+    mounts = [
+        _mount("/proc", "proc", "proc", "nosuid,noexec,nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        _mount("/sys", "sysfs", "sysfs", f"nosuid,noexec,nodev,{access}"),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", f"{access},nosuid,noexec,nodev"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev"),
+        _mount("/dev/shm", "tmpfs", "shm", f"nosuid,noexec,nodev,mode=1777,size={shm_size}"),
+    ]
+    for target, options in sorted((host_config.get("Tmpfs") or {}).items()):
+        given = f"noexec,nosuid,nodev,{options}" if options else "noexec,nosuid,nodev"
+        mounts.append(_mount(target, "tmpfs", "tmpfs", given))
+    return mounts
+
+
+def _mount(destination: str, kind: str, source: str, options: str) -> Json:
+    return {
+        "destination": destination,
+        "type": kind,
+        "source": source,
+        "options": options.split(","),
+    }
+
+
+def _namespaces(host_config: Mapping[str, Any]) -> list[Json]:
+    """Own namespaces of each kind; the VM's network where NetworkMode is `host`."""
+    shared = {"network"} if host_config.get("NetworkMode") == "host" else set()
+    return [{"type": kind} for kind in _NAMESPACES if kind not in shared]
+
+
+def _resources(host_config: Mapping[str, Any]) -> Json:
+    resources: Json = {}
+    if memory := host_config.get("Memory"):
+        resources["memory"] = {"limit": memory}
+        if swap := host_config.get("MemorySwap"):
+            resources["memory"]["swap"] = swap
+    if cpu := _cpu(host_config):
+        resources["cpu"] = cpu
+    if (pids := host_config.get("PidsLimit")) and pids > 0:
+        resources["pids"] = {"limit": pids}
+    return resources
+
+
+def _cpu(host_config: Mapping[str, Any]) -> Json:
+    cpu: Json = {}
+    if nano := host_config.get("NanoCpus"):
+        cpu |= {"period": CPU_PERIOD, "quota": nano * CPU_PERIOD // 1_000_000_000}
+    if quota := host_config.get("CpuQuota"):
+        cpu["quota"] = quota
+    if period := host_config.get("CpuPeriod"):
+        cpu["period"] = period
+    if shares := host_config.get("CpuShares"):
+        cpu["shares"] = shares
+    if cpus := host_config.get("CpusetCpus"):
+        cpu["cpus"] = cpus
+    if mems := host_config.get("CpusetMems"):
+        cpu["mems"] = mems
+    return cpu
+
+
+def console_size(size: Sequence[int] | None) -> Json | None:
+    """Docker's [height, width] to the agent's size; nothing, or 0 by 0, is none."""
+    if not size or len(size) != 2 or not all(size):
+        return None
+    return {"rows": size[0], "cols": size[1]}
+
+
+def etc_files(container: Container, facts: Facts) -> dict[str, str]:
+    """The texts of /etc/hosts, /etc/hostname and /etc/resolv.conf."""
+    name = hostname(container, facts)
+    hosts = [
+        "127.0.0.1\tlocalhost",
+        "::1\tlocalhost ip6-localhost ip6-loopback",
+        "fe00::\tip6-localnet",
+        "ff00::\tip6-mcastprefix",
+        "ff02::1\tip6-allnodes",
+        "ff02::2\tip6-allrouters",
+    ]
+    if container.host_config.get("NetworkMode") == "host":
+        hosts.append(f"127.0.1.1\t{name}")
+    return {
+        "hosts": "\n".join(hosts) + "\n",
+        "hostname": f"{name}\n",
+        "resolv.conf": "".join(f"nameserver {server}\n" for server in facts.dns),
+    }

@@ -1,0 +1,267 @@
+"""state.db: what a machine's engine must not forget. One SQLite file, one transaction per change.
+
+Called on the event loop's thread: a commit takes 0.15 ms on an SSD's journal and a few where the
+disk must be flushed for real, less than a hop through a thread and back costs in ordering. WAL with
+synchronous=FULL: what was committed survives a power cut.
+
+The schema only moves forward: `_MIGRATIONS[n]` takes version n to n + 1, and is never edited once
+released. A newer engine's file is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wherry.engine.model import Container, Event, Exec, Status
+from wherry.errors import StorageError
+
+KEEP_EVENTS = 10_000
+"""Events kept; Docker's engine keeps its last 256, in memory."""
+
+_PRUNE_EVERY = 500
+
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE containers (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_ns INTEGER NOT NULL,
+        image TEXT NOT NULL, image_id TEXT NOT NULL, config TEXT NOT NULL,
+        manifest_digest TEXT NOT NULL, host_config TEXT NOT NULL, layers TEXT NOT NULL,
+        platform TEXT NOT NULL, status TEXT NOT NULL, pid INTEGER,
+        exit_code INTEGER, error TEXT NOT NULL, oom_killed INTEGER NOT NULL, started_ns INTEGER,
+        finished_ns INTEGER, restart_count INTEGER NOT NULL, log_bytes INTEGER
+    ) STRICT;
+    CREATE TABLE execs (
+        id TEXT PRIMARY KEY,
+        container_id TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+        created_ns INTEGER NOT NULL, config TEXT NOT NULL, started INTEGER NOT NULL,
+        running INTEGER NOT NULL, pid INTEGER, exit_code INTEGER
+    ) STRICT;
+    CREATE INDEX execs_by_container ON execs (container_id);
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, type TEXT NOT NULL,
+        action TEXT NOT NULL, actor_id TEXT NOT NULL, attributes TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_by_time ON events (time_ns);
+    -- containers that are gone here and whose directories the guest still has
+    CREATE TABLE removals (id TEXT PRIMARY KEY) STRICT;
+    """,
+)
+
+_CONTAINER_FIELDS = (
+    "id", "name", "created_ns", "image", "image_id", "manifest_digest", "config", "host_config",
+    "layers", "platform", "status", "pid", "exit_code", "error", "oom_killed", "started_ns",
+    "finished_ns", "restart_count", "log_bytes",
+)  # fmt: skip
+_CONTAINER_CHANGES = (
+    "name", "status", "pid", "exit_code", "error", "oom_killed", "started_ns", "finished_ns",
+    "restart_count", "log_bytes",
+)  # fmt: skip
+_EXEC_FIELDS = (
+    "id", "container_id", "created_ns", "config", "started", "running", "pid", "exit_code",
+)  # fmt: skip
+
+
+class Transaction:
+    """The changes of one commit. Only usable inside `State.transaction`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.events = 0
+
+    def add_container(self, container: Container) -> None:
+        _insert(self._connection, "containers", _container_row(container))
+
+    def update_container(self, container: Container) -> None:
+        row = _container_row(container)
+        assignments = ", ".join(f"{name} = :{name}" for name in _CONTAINER_CHANGES)
+        self._connection.execute(f"UPDATE containers SET {assignments} WHERE id = :id", row)
+
+    def delete_container(self, container_id: str, *, in_guest: bool) -> None:
+        """Forget it and its execs. `in_guest`: note that the guest must remove it too."""
+        self._connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
+        if in_guest:
+            self._connection.execute("INSERT OR IGNORE INTO removals VALUES (?)", (container_id,))
+
+    def save_exec(self, execution: Exec) -> None:
+        row = _exec_row(execution)
+        names = ", ".join(row)
+        places = ", ".join(f":{name}" for name in row)
+        self._connection.execute(f"INSERT OR REPLACE INTO execs ({names}) VALUES ({places})", row)
+
+    def delete_exec(self, exec_id: str) -> None:
+        self._connection.execute("DELETE FROM execs WHERE id = ?", (exec_id,))
+
+    def delete_removal(self, container_id: str) -> None:
+        self._connection.execute("DELETE FROM removals WHERE id = ?", (container_id,))
+
+    def add_event(self, event: Event) -> None:
+        _insert(self._connection, "events", _event_row(event))
+        self.events += 1
+
+
+class State:
+    """An open state.db. `on_events` is called after each commit that stored events."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._since_prune = 0
+        self.on_events: Callable[[], None] = lambda: None
+
+    @classmethod
+    def open(cls, path: Path) -> State:
+        """Open the file, made or migrated where needed.
+
+        Raises:
+            StorageError: it is not such a file, or a newer Wherry's.
+        """
+        try:
+            connection = sqlite3.connect(path, isolation_level=None)
+            try:
+                _configure(connection)
+                migrate(connection, _MIGRATIONS)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot open {path}: {error}") from error
+        return cls(connection)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Commit what the block changed, all or nothing. Raises StorageError."""
+        transaction = Transaction(self._connection)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield transaction
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot write the machine's state: {error}") from error
+        if transaction.events:
+            self._prune_events(transaction.events)
+            self.on_events()
+
+    def containers(self) -> list[Container]:
+        names = ", ".join(_CONTAINER_FIELDS)
+        rows = self._connection.execute(f"SELECT {names} FROM containers ORDER BY created_ns")
+        return [_container(dict(zip(_CONTAINER_FIELDS, row, strict=True))) for row in rows]
+
+    def execs(self) -> list[Exec]:
+        names = ", ".join(_EXEC_FIELDS)
+        rows = self._connection.execute(f"SELECT {names} FROM execs ORDER BY created_ns")
+        return [_exec(dict(zip(_EXEC_FIELDS, row, strict=True))) for row in rows]
+
+    def removals(self) -> list[str]:
+        return [row[0] for row in self._connection.execute("SELECT id FROM removals")]
+
+    def last_event(self) -> int:
+        """The newest event's seq; 0 when there is none."""
+        row = self._connection.execute("SELECT max(seq) FROM events").fetchone()
+        return int(row[0] or 0)
+
+    def events_after(self, seq: int, *, since_ns: int = 0, limit: int = 1000) -> list[Event]:
+        """Stored events in order, newer than `seq` and not older than `since_ns`."""
+        rows = self._connection.execute(
+            "SELECT seq, time_ns, type, action, actor_id, attributes FROM events"
+            " WHERE seq > ? AND time_ns >= ? ORDER BY seq LIMIT ?",
+            (seq, since_ns, limit),
+        )
+        return [
+            Event(kind, action, actor, time_ns, json.loads(attributes), seq)
+            for seq, time_ns, kind, action, actor, attributes in rows
+        ]
+
+    def _prune_events(self, added: int) -> None:
+        self._since_prune += added
+        if self._since_prune >= _PRUNE_EVERY:
+            self._since_prune = 0
+            self._connection.execute(
+                "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?", (KEEP_EVENTS,)
+            )
+
+
+def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None:
+    """Bring the file's schema to `len(migrations)`, each step in a transaction of its own.
+
+    Raises:
+        StorageError: the file is of a newer version.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise StorageError(
+            f"the machine's state is of version {version}, this Wherry knows {len(migrations)}",
+            hint="use the newer Wherry that wrote it",
+        )
+    for number in range(version, len(migrations)):
+        connection.executescript(
+            f"BEGIN IMMEDIATE;\n{migrations[number]}\nPRAGMA user_version = {number + 1};\nCOMMIT;"
+        )
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "fullfsync = ON",  # macOS: F_FULLFSYNC; no effect elsewhere
+        "checkpoint_fullfsync = ON",
+        "foreign_keys = ON",
+        "busy_timeout = 5000",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
+    names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", row)
+
+
+def _container_row(container: Container) -> dict[str, Any]:
+    row = {name: getattr(container, name) for name in _CONTAINER_FIELDS}
+    row["status"] = container.status.value
+    row["oom_killed"] = int(container.oom_killed)
+    for name in ("config", "host_config"):
+        row[name] = json.dumps(row[name])
+    row["layers"] = json.dumps(list(container.layers))
+    return row
+
+
+def _container(row: dict[str, Any]) -> Container:
+    row["status"] = Status(row["status"])
+    row["oom_killed"] = bool(row["oom_killed"])
+    for name in ("config", "host_config"):
+        row[name] = json.loads(row[name])
+    row["layers"] = tuple(json.loads(row["layers"]))
+    return Container(**row)
+
+
+def _exec_row(execution: Exec) -> dict[str, Any]:
+    row = {name: getattr(execution, name) for name in _EXEC_FIELDS}
+    row["config"] = json.dumps(execution.config)
+    return row | {"started": int(execution.started), "running": int(execution.running)}
+
+
+def _exec(row: dict[str, Any]) -> Exec:
+    row["config"] = json.loads(row["config"])
+    return Exec(**row | {"started": bool(row["started"]), "running": bool(row["running"])})
+
+
+def _event_row(event: Event) -> dict[str, Any]:
+    return {
+        "time_ns": event.time_ns,
+        "type": event.type,
+        "action": event.action,
+        "actor_id": event.actor_id,
+        "attributes": json.dumps(dict(event.attributes)),
+    }
