@@ -32,7 +32,9 @@ from wherry.images.retry import parse_retry_after
 from wherry.images.transport import Transport, is_loopback
 
 DOCKER_HUB_HOST = "registry-1.docker.io"
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 64 << 10
+"""A connection that breaks loses what it has of one chunk."""
+
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BYTES = 64 << 10
 _MAX_TOKEN_BYTES = 1 << 20

@@ -105,7 +105,8 @@ def explain(error: BaseException) -> str:
     """The root cause of a connection's failure, in few words."""
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return f"the name {error.conn.host} cannot be resolved"
-    if isinstance(error, urllib3.exceptions.TimeoutError):
+    never_connected = isinstance(error, urllib3.exceptions.NewConnectionError)
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not never_connected:
         return "no answer in time"
     root = error
     while inner := root.__cause__ or getattr(root, "reason", None) or root.__context__:
