@@ -1,7 +1,7 @@
 """Stand-ins for the engine's neighbours: a machine, its link and its agent, all in memory.
 
-The agent obeys docs/agent-calls.md: what it logs it keeps, an attach reads the log from an offset and
-follows it, events are sent again until a handler has returned.
+The agent obeys docs/agent-calls.md: what it logs it keeps, an attach reads the log from an offset
+and follows it, events are sent again until a handler has returned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wherry.engine.model import Attachment, Container
 from wherry.errors import AgentError, ImageNotFound, LinkClosed
 from wherry.images.layers import LayerFile
 from wherry.images.store import Image
-from wherry.link.stream import StreamReset
+from wherry.link import StreamReset
 from wherry.machine import MachineState
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -126,7 +126,7 @@ class GuestExec:
 
 
 class FakeAgent:
-    """The guest. `on_start(container)` runs before a start is answered; `calls` is what was asked."""
+    """The guest. `on_start` runs before a start is answered; `calls` is what was asked."""
 
     def __init__(self) -> None:
         self.containers: dict[str, GuestContainer] = {}

@@ -15,7 +15,7 @@ from wherry.engine.frames import FrameParser
 from wherry.engine.model import STDERR, STDOUT, LogFrame
 from wherry.engine.ports import StreamPort
 from wherry.errors import LinkClosed
-from wherry.link.stream import StreamReset
+from wherry.link import StreamReset
 
 READ_SIZE = 256 * 1024
 _RESUMES = 5

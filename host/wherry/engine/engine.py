@@ -55,7 +55,7 @@ class Engine:
         self._guest_facts = facts.GuestFacts()
         self._known_link: LinkPort | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        spec_facts = Facts()
+        spec_facts = Facts(hostname=machine_name)
         self.events = EventBus(state)
         self._registry = Registry(state, self.events)
         self._guest = Guest(machine, store)

@@ -13,7 +13,7 @@ from wherry.engine.model import Container
 from wherry.engine.ports import LinkPort, MachinePort, StorePort, StreamPort
 from wherry.errors import AgentError, LinkError, MachineError
 from wherry.images.store import Image
-from wherry.machine.layers import LayerDisk
+from wherry.machine import LayerDisk
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,20 @@ class Guest:
     @property
     def link(self) -> LinkPort | None:
         """The link, None while the machine is off."""
-        return self._machine.link
+        link: LinkPort | None = self._machine.link
+        return link
 
     def need_link(self) -> LinkPort:
         """The link of a machine that runs. Raises MachineError."""
-        link = self._machine.link
+        link = self.link
         if link is None:
             raise MachineError("the machine is not running", hint="start it: wherry machine start")
         return link
 
     async def running_link(self) -> LinkPort:
-        """The link; the machine is started when it is off."""
-        link = self._machine.link
-        return link if link is not None else await self._machine.ensure_running(_log_progress)
+        """The link; the machine is started when it is off. Raises MachineError."""
+        link: LinkPort = await self._machine.ensure_running(_log_progress)
+        return link
 
     async def prepare(self, container: Container) -> tuple[LinkPort, list[str]]:
         """A running machine with the container's layers mounted; they stay until `release`.
@@ -51,17 +52,15 @@ class Guest:
         Returns:
             The link, and the diffIDs to stack, lowest first.
         """
-        boot = None
-        if self._machine.link is None:  # boot while the layers are looked up, or even made
-            boot = asyncio.ensure_future(self._machine.ensure_running(_log_progress))
+        boot = asyncio.ensure_future(self.running_link())
         try:
+            # In a thread, while the machine boots: missing layer files are made again here.
             files = await asyncio.to_thread(self._store.layer_files, _image_of(container))
+            link = await boot
         except BaseException:
-            if boot is not None:
-                boot.cancel()
-                await asyncio.gather(boot, return_exceptions=True)
+            boot.cancel()
+            await asyncio.gather(boot, return_exceptions=True)
             raise
-        link = await boot if boot is not None else self.need_link()
         disks = [LayerDisk(file.diff_id, file.path, file.uuid) for file in files]
         layers = [disk.diff_id for disk in disks]
         self._machine.pin_layers(container.id, layers)

@@ -43,13 +43,22 @@ class Exit:
     @classmethod
     def from_payload(cls, payload: Any) -> Exit:
         """The payload of `container.exit`. Raises LinkError when the guest sent something else."""
-        names = ("exit_code", "finished_ns", "started_ns", "log_bytes")
-        values = [payload.get(name) for name in names] if isinstance(payload, Mapping) else [None]
-        if not all(isinstance(value, int) and value >= 0 for value in values):
-            raise LinkError("the guest sent an exit without its fields")
-        code, finished_ns, started_ns, log_bytes = values
-        oom = payload.get("oom") is True
-        return cls(code, finished_ns, started_ns, log_bytes, oom)
+        if not isinstance(payload, Mapping):
+            raise LinkError("the guest sent an exit that is none")
+        return cls(
+            code=_count(payload, "exit_code"),
+            finished_ns=_count(payload, "finished_ns"),
+            started_ns=_count(payload, "started_ns"),
+            log_bytes=_count(payload, "log_bytes"),
+            oom=payload.get("oom") is True,
+        )
+
+
+def _count(payload: Mapping[str, Any], name: str) -> int:
+    value = payload.get(name)
+    if not isinstance(value, int) or value < 0:
+        raise LinkError(f"the guest sent an exit without a valid {name}")
+    return value
 
 
 @dataclass(slots=True, eq=False)
