@@ -66,7 +66,7 @@ def _build(options: argparse.Namespace) -> int:
     )
     for notice in image.notices:
         print(notice, file=sys.stderr)
-    for name in ("key", "kernel_version", "kernel", "initrd", "busybox", "cmdline"):
+    for name in ("key", "kernel_version", "kernel", "fast_kernel", "initrd", "busybox", "cmdline"):
         print(f"{name}: {getattr(image, name)}")
     return 0
 

@@ -18,7 +18,7 @@ from .config import ConfigFile, ImageConfig
 from .deb import Member, data_members
 from .elf import is_elf, needed
 from .errors import DependencyError, FormatError
-from .modules import ModuleSource
+from .modules import ModuleSource, modprobe_indexes
 from .tree import DIRECTORY, Node, Tree, char_device, regular, symlink
 
 MODULES_FILE = "/etc/wherry/modules"
@@ -58,12 +58,12 @@ _DROPPED = re.compile(
       | /usr/lib/(systemd|udev|tmpfiles\.d|sysusers\.d|binfmt\.d|e2fsprogs|init)(/|$)
       | /usr/lib/[^/]+-linux-gnu/(gconv|audit|e2fsprogs|perl|engines-3|ossl-modules)(/|$)
       | /usr/lib/[^/]+-linux-gnu/lib(c_malloc_debug|memusage|pcprofile|mvec|thread_db|nsl|nss_hesiod
-          |nss_compat|BrokenLocale|anl|form|menu|panel|ss)[.-][^/]*$
+          |nss_compat|expatw|BrokenLocale|anl|form|menu|panel|ss)[.-][^/]*$
       | /usr/lib/python3(/|$)
       | /usr/lib/python3\.\d+/(__phello__|ctypes/(macholib|test)|curses|dbm|distutils|ensurepip|idlelib
           |lib2to3|pydoc_data|sqlite3|test|tests|tkinter|turtledemo|unittest|venv|wsgiref|xmlrpc|_pyrepl
           |(antigravity|doctest|mailbox|pdb|profile|pstats|pydoc|smtplib|this|turtle|nturl2path
-            |ftplib|imaplib|poplib|cProfile|bz2|lzma|rlcompleter|webbrowser)\.py)(/|$)
+            |_pydatetime|_pydecimal|_pyio|pickletools|ftplib|imaplib|poplib|cProfile|bz2|lzma|rlcompleter|webbrowser)\.py)(/|$)
       | /usr/lib/python3\.\d+/lib-dynload/(_bz2|_codecs_|_ctypes_test|_curses|_dbm|_hashlib|_lsprof|_lzma
           |_multibytecodec|_sqlite3|_ssl|_test|_xxtestfuzz|nis|readline|xx)[^/]*$
       | .*/(__pycache__|tests)(/|$)
@@ -126,7 +126,7 @@ def assemble(
     if not binary:
         raise FormatError(f"{busybox[0]} has no {busybox[1]}")
     version = _kernel_version(kernel_files)
-    _add_modules(root, config.modules, kernel_files, version)
+    _add_modules(root, config, kernel_files, version)
     _add_package_list(root, packages)
     for file in config.files:
         _add_config_file(root, file)
@@ -201,22 +201,25 @@ def _kernel_version(files: Mapping[str, bytes]) -> str:
 
 
 def _add_modules(
-    root: Tree, wanted: Sequence[str], kernel_files: Mapping[str, bytes], version: str
+    root: Tree, config: ImageConfig, kernel_files: Mapping[str, bytes], version: str
 ) -> None:
-    prefix = f"/usr/lib/modules/{version}/"
-    source = ModuleSource(
-        {
-            path.removeprefix(prefix): data
-            for path, data in kernel_files.items()
-            if path.startswith(prefix)
-        }
-    )
-    lines = []
-    for module in source.load_order(wanted):
-        path = f"/lib/modules/{version}/{module.path}"
-        root.add_file(path, module.data)
-        lines.append(path + "\n")
-    root.add_file(MODULES_FILE, "".join(lines).encode())
+    directory = f"/usr/lib/modules/{version}"
+    prefix = directory + "/"
+    files = {
+        path.removeprefix(prefix): data
+        for path, data in kernel_files.items()
+        if path.startswith(prefix)
+    }
+    source = ModuleSource(files)
+    loaded = source.load_order(config.modules)
+    everything = source.load_order((*config.modules, *config.available_modules))
+    for module in everything:
+        root.add_file(prefix + module.path, module.data)
+    for name, index in modprobe_indexes(everything).items():
+        root.add_file(prefix + name, index)
+    root.add_file(prefix + "modules.builtin", files.get("modules.builtin", b""))
+    order = "".join(f"/lib/modules/{version}/{module.path}\n" for module in loaded)
+    root.add_file(MODULES_FILE, order.encode())
 
 
 def _add_package_list(root: Tree, packages: Sequence[Package]) -> None:

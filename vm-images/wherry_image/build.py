@@ -4,8 +4,11 @@ A finished image is a directory `out/ARCH-INPUTS/` that appears by one rename; I
 configuration, the lock and this package's own sources, so an unchanged image is found in milliseconds,
 without parsing anything. It holds:
 
-    image.json   what `VmImage` says      kernel, initrd   for QEMU's -kernel and -initrd
-    lock         what it is made of       busybox/         an OCI image layout
+    image.json        what `VmImage` says
+    kernel, initrd    for QEMU's -kernel and -initrd
+    vmlinux           the same kernel uncompressed (x86)
+    busybox/          an OCI image layout
+    lock              what it is made of
 """
 
 from __future__ import annotations
@@ -28,11 +31,13 @@ from .config import ImageConfig, parse_config
 from .cpio import write_cpio
 from .errors import ConfigError, LockError, PackageGone
 from .index import resolve_lock
+from .kernel import uncompressed
 from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock
 from .mirror import Progress, fetch_packages, mirrors
 
 CONFIG_NAME = "linuxkit.yml"
 _RECORD = "image.json"
+_FAST_KERNEL = "vmlinux"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class VmImage:
     Attributes:
         key: SHA-256 over the contents (kernel, initrd, command line, busybox image), hexadecimal.
         kernel, initrd: files for QEMU; more cpio archives may be appended to the initrd.
+        fast_kernel: the same kernel uncompressed, which starts sooner under software emulation and has no
+            KASLR; `kernel` itself where the distribution's is not compressed (arm64).
         busybox: an OCI image layout that holds `localhost/busybox`.
         notices: lines for a person, such as "linux-image-… 6.12.1-1 -> 6.12.2-1"; usually none.
     """
@@ -49,6 +56,7 @@ class VmImage:
     key: str
     arch: str
     kernel: Path
+    fast_kernel: Path
     initrd: Path
     cmdline: str
     kernel_version: str
@@ -280,6 +288,7 @@ def _image(directory: Path, record: dict[str, str], notices: tuple[str, ...] = (
         key=record["key"],
         arch=record["arch"],
         kernel=directory / "kernel",
+        fast_kernel=plain if (plain := directory / _FAST_KERNEL).exists() else directory / "kernel",
         initrd=directory / "initrd",
         cmdline=record["cmdline"],
         kernel_version=record["kernel_version"],
@@ -318,6 +327,8 @@ def _fill(
     epoch = lock.parsed.epoch
     initrd = write_cpio(assembly.root, epoch)
     (work / "kernel").write_bytes(assembly.kernel)
+    if (plain := uncompressed(assembly.kernel)) is not None:
+        (work / _FAST_KERNEL).write_bytes(plain)
     (work / "initrd").write_bytes(initrd)
     (work / "lock").write_bytes(lock.text)
     (work / "busybox").mkdir()

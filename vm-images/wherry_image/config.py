@@ -10,7 +10,8 @@ https://github.com/linuxkit/linuxkit/blob/master/docs/yaml.md. What this builder
 
 An image is `deb:name[,name…]` (packages of the distribution) or an OCI reference (not supported yet).
 `{arch}` in an image or in the command line is Debian's name of the architecture, `{console}` the name of
-its first serial port. A file below `etc/modules-load.d/` (systemd's format) names the kernel modules.
+its first serial port. Files below `etc/modules-load.d/` (systemd's format: a name a line, # comments) say which
+kernel modules PID 1 loads, those below `etc/modules-available.d/` which ones are there for modprobe.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 CONSOLES = {"amd64": "ttyS0", "arm64": "ttyAMA0"}
 """The first serial port of QEMU's q35 and virt machines."""
 
-MODULES_DIRECTORY = "etc/modules-load.d"
+_LOADED = PurePosixPath("/etc/modules-load.d")
+_AVAILABLE = PurePosixPath("/etc/modules-available.d")
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _TOP_KEYS = ("kernel", "init", "onboot", "services", "files")
 _KERNEL_KEYS = ("image", "cmdline")
@@ -57,14 +59,22 @@ class ImageConfig:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The kernel modules that the files below etc/modules-load.d name, in their order."""
-        names: dict[str, None] = {}
-        for file in self.files:
-            if PurePosixPath(file.path).parent == PurePosixPath("/", MODULES_DIRECTORY):
-                for line in (file.contents or "").splitlines():
-                    if line.strip() and line.strip()[0] not in "#;":
-                        names[line.strip()] = None
-        return tuple(names)
+        """Kernel modules that PID 1 loads, in the order of the file."""
+        return self._names(_LOADED)
+
+    @property
+    def available_modules(self) -> tuple[str, ...]:
+        """Kernel modules that are loaded when somebody asks for them."""
+        return self._names(_AVAILABLE)
+
+    def _names(self, directory: PurePosixPath) -> tuple[str, ...]:
+        lines = (
+            line.strip()
+            for file in self.files
+            if PurePosixPath(file.path).parent == directory
+            for line in (file.contents or "").splitlines()
+        )
+        return tuple(dict.fromkeys(line for line in lines if line and line[0] not in "#;"))
 
 
 def parse_config(text: str, name: str, arch: str) -> ImageConfig:
