@@ -26,8 +26,10 @@ import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 INLINE_BODY: Final = 32 * 1024
 """A longer body travels in a memfd: a datagram must fit net.core.wmem_default (212,992 bytes)."""
@@ -237,6 +239,8 @@ class Zygote:
             if packet is not None:
                 self._decode(packet)
         if not self._info.digest:
+            from pathlib import Path  # here: PID 1 does without
+
             self._info = Pid1Info(self._info.version, code_digest(Path(self._directory)))
         return self._info
 

@@ -1,4 +1,4 @@
-"""Real containers through a real zygote, for tests: a rootfs of busybox, a spec like the engine's."""
+"""Real containers through a real zygote, for tests: a busybox root, a spec like the engine's."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import needs
+import pytest
 
 from wherry_guest.core.plan import Layout
 from wherry_guest.zygote import Exited, Kept, Message, Rootfs, SpawnFailed, Started, Zygote
@@ -43,7 +44,9 @@ SPEC: dict[str, Any] = {
         "env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
         "cwd": "/",
         "capabilities": {
-            name: DEFAULT_CAPABILITIES for name in ("bounding", "effective", "permitted")
+            "bounding": DEFAULT_CAPABILITIES,
+            "effective": DEFAULT_CAPABILITIES,
+            "permitted": DEFAULT_CAPABILITIES,
         },
         "noNewPrivileges": False,
         "oomScoreAdj": 0,
@@ -136,7 +139,12 @@ class Machine:
         return Rootfs(layers or ("busybox",), str(upper), str(work))
 
     def start(
-        self, spec: dict[str, Any], *, tty: bool = False, key: str = "", rootfs: Rootfs | None = None
+        self,
+        spec: dict[str, Any],
+        *,
+        tty: bool = False,
+        key: str = "",
+        rootfs: Rootfs | None = None,
     ) -> Running:
         """Start a container; StartFailed."""
         key = key or self.new_key()
@@ -251,7 +259,7 @@ def open_machine(directory: Path) -> Machine:
     (directory / "root").mkdir()
     cgroups = cgroup_root() / f"wherry-test-{os.getpid()}-{time.monotonic_ns()}"
     cgroups.mkdir()
-    layout = Layout(str(layers), str(directory / "root"), str(cgroups), None)
+    layout = Layout(str(layers), str(directory / "root"), str(cgroups))
     ours, theirs = socket.socketpair()
     script = Path(__file__).with_name("pid1_process.py")
     process = subprocess.Popen(
@@ -293,9 +301,7 @@ def cgroup_root() -> Path:
         _, target, kind, *_ = line.split()
         if kind == "cgroup2":
             return Path(target)
-    import pytest
-
-    pytest.skip("no cgroup v2 is mounted")
+    raise pytest.skip.Exception("no cgroup v2 is mounted")
 
 
 def remove_cgroups(root: Path) -> None:

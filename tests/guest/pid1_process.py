@@ -47,7 +47,9 @@ def main() -> None:
     kernel.unshare(CLONE_NEWNS)
     MakePrivate().execute(kernel, State())
     assert wherry_guest.__file__
-    Pid1(kernel, Layout(**json.loads(sys.argv[2])), launch, lambda line: print(line, flush=True)).run()
+    Pid1(
+        kernel, Layout(**json.loads(sys.argv[2])), launch, lambda line: print(line, flush=True)
+    ).run()
 
 
 if __name__ == "__main__":

@@ -105,8 +105,10 @@ class Nursery:
             self._refuse(key, "find the container's process", error)
             return
 
+        layout = self.layout
+
         def make_plan() -> list[Step]:
-            return exec_plan(parse_process(json.loads(packet.body)["process"]), tty, pidfd)
+            return exec_plan(parse_process(json.loads(packet.body)["process"]), tty, pidfd, layout)
 
         directory = f"{self.layout.cgroups}/{header['cgroup']}"
         try:

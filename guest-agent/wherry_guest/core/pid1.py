@@ -68,7 +68,7 @@ class Agent:
 
 
 class Pid1:
-    """The loop. `console` writes one line.
+    """The loop. `console` writes one line; `first_agent`: pid and our end of one that runs already.
 
     Attributes:
         nursery: the children that the agent asked for.
@@ -76,7 +76,12 @@ class Pid1:
     """
 
     def __init__(
-        self, kernel: Kernel, layout: Layout, launch: Launch, console: Callable[[str], None]
+        self,
+        kernel: Kernel,
+        layout: Layout,
+        launch: Launch,
+        console: Callable[[str], None],
+        first_agent: tuple[int, socket.socket] | None = None,
     ) -> None:
         self._kernel = kernel
         self._launch = launch
@@ -85,6 +90,7 @@ class Pid1:
         self._wake = _wake_on_child()
         self._store: dict[str, list[int]] = {}
         self.agent = Agent()
+        self._first_agent = first_agent
         self.nursery = Nursery(
             kernel,
             layout,
@@ -108,6 +114,9 @@ class Pid1:
 
     def run(self) -> None:
         """Start the agent, then serve for ever."""
+        if self._first_agent is not None:
+            self._connect(*self._first_agent)
+        self._reap()  # what ended before SIGCHLD was watched
         while True:
             self._start_agent_when_due()
             for fd, events in self._epoll.poll(self._seconds_to_start()):
@@ -116,6 +125,7 @@ class Pid1:
     def _handle(self, fd: int, events: int) -> None:
         control = self.agent.socket
         if fd == self._wake.fileno():
+            self._wake.recv(4096)
             self._reap()
         elif control is not None and fd == control.fileno():
             if events & _select.EPOLLOUT:
@@ -201,14 +211,19 @@ class Pid1:
     # The agent's life.
 
     def _start_agent_when_due(self) -> None:
-        agent, now = self.agent, time.monotonic()
-        if agent.pid or now < agent.start_at:
+        agent = self.agent
+        if agent.pid or time.monotonic() < agent.start_at:
             return
         ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        agent.pid = self._launch(theirs, agent.program)
+        pid = self._launch(theirs, agent.program)
         theirs.close()
-        agent.socket, agent.started, agent.replaced = ours, now, False
+        self._connect(pid, ours)
+
+    def _connect(self, pid: int, ours: socket.socket) -> None:
+        ours.setblocking(False)
+        agent = self.agent
+        agent.pid, agent.socket = pid, ours
+        agent.started, agent.replaced = time.monotonic(), False
         self._epoll.register(ours, _select.EPOLLIN)
         directory = os.path.dirname(os.path.dirname(wherry_guest.__file__))  # noqa: PTH120 - pathlib is a slow import for PID 1
         version = wherry_guest.__version__
@@ -254,7 +269,6 @@ class Pid1:
             os.kill(self.agent.pid, _signal.SIGKILL)
 
     def _reap(self) -> None:
-        self._wake.recv(4096)
         while True:
             try:
                 pid, status = os.waitpid(-1, _os.WNOHANG)

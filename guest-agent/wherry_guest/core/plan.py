@@ -41,7 +41,7 @@ from wherry_guest.core.process import (
     SetUmask,
     check_sysctl,
 )
-from wherry_guest.core.spec import Process, Spec, SpecError
+from wherry_guest.core.spec import RLIMITS, Process, Rlimit, Spec, SpecError
 from wherry_guest.core.tty import BindConsole, OpenTerminal, UseTerminal
 from wherry_guest.core.users import BecomeUser, ResolveUser
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 
 _UMASK: Final = 0o022
+_NOFILE: Final = "RLIMIT_NOFILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,13 @@ class Layout:
         root: an empty directory; every container's overlay is mounted there, each in its own
             mount namespace.
         cgroups: the cgroup below which every container gets its own.
-        agent_cgroup: the agent's own cgroup, or None: it stays in PID 1's.
+        open_files: RLIMIT_NOFILE (soft, hard) where a spec has none; None: PID 1's own.
     """
 
     layers: str = "/run/wherry/l"
     root: str = "/run/wherry/root"
     cgroups: str = "/sys/fs/cgroup/containers"
-    agent_cgroup: str | None = "/sys/fs/cgroup/agent"
+    open_files: tuple[int, int] | None = None
 
 
 def container_plan(
@@ -102,21 +103,21 @@ def container_plan(
     steps += [SetSysctl(name, value) for name, value in spec.sysctl]
     steps += [ReadonlyPath(path) for path in spec.readonly_paths]
     steps += [MaskPath(path) for path in spec.masked_paths]
-    tail = _process_steps(spec.process, tty, create_cwd=True)
+    tail = _process_steps(spec.process, tty, layout, create_cwd=True)
     if spec.readonly_root:  # after the working directory was made, before the process is anybody
         position = next(i for i, step in enumerate(tail) if isinstance(step, EnterDirectory)) + 1
         tail.insert(position, ReadonlyRoot())
     return steps + tail
 
 
-def exec_plan(process: Process, tty: bool, pidfd: int) -> list[Step]:
+def exec_plan(process: Process, tty: bool, pidfd: int, layout: Layout) -> list[Step]:
     """The steps of one more process in a container; it is in cgroup and pid namespace already."""
     _check_terminal(process, tty)
     steps: list[Step] = [SetOomScore(process.oom_score_adj), SetUmask(_UMASK)]
     steps.append(JoinContainer(pidfd))
     if tty:
         steps.append(OpenTerminal(process.console_size))
-    return steps + _process_steps(process, tty, create_cwd=False)
+    return steps + _process_steps(process, tty, layout, create_cwd=False)
 
 
 def _check_terminal(process: Process, tty: bool) -> None:
@@ -135,12 +136,12 @@ def _root_steps(spec: Spec, rootfs: Rootfs, layout: Layout) -> list[Step]:
     return steps
 
 
-def _process_steps(process: Process, tty: bool, create_cwd: bool) -> list[Step]:
+def _process_steps(process: Process, tty: bool, layout: Layout, create_cwd: bool) -> list[Step]:
     user = process.user
     steps: list[Step] = [BeginSession()]
     if tty:
         steps.append(UseTerminal())
-    steps += [SetRlimit(limit) for limit in process.rlimits]
+    steps += [SetRlimit(limit) for limit in _rlimits(process, layout)]
     steps.append(ResolveUser(user))
     steps.append(EnterDirectory(process.cwd, create_cwd))
     steps.append(DropBounding(process.capabilities.bounding))
@@ -152,3 +153,10 @@ def _process_steps(process: Process, tty: bool, create_cwd: bool) -> list[Step]:
         steps.append(SetUmask(user.umask))
     steps.append(Execute(process.args, process.env))
     return steps
+
+
+def _rlimits(process: Process, layout: Layout) -> list[Rlimit]:
+    limits = list(process.rlimits)
+    if layout.open_files is not None and all(limit.name != _NOFILE for limit in limits):
+        limits.append(Rlimit(_NOFILE, RLIMITS[_NOFILE], *layout.open_files))
+    return limits

@@ -19,7 +19,7 @@ NAMESPACE_TYPES: Final = ("cgroup", "ipc", "mount", "network", "pid", "uts")
 _ALWAYS_NEW: Final = ("mount", "pid")
 _JOINABLE: Final = ("ipc", "network", "uts")
 
-_RLIMITS: Final[Mapping[str, int]] = {
+RLIMITS: Final[Mapping[str, int]] = {
     # asm-generic/resource.h; getrlimit(2)
     "RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4,
     "RLIMIT_RSS": 5, "RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9,
@@ -254,9 +254,9 @@ def _parse_capabilities(capabilities: _Object) -> CapabilitySets:
 
 def _parse_rlimit(item: _Object) -> Rlimit:
     name = item.get("type", str, "")
-    if name not in _RLIMITS:
+    if name not in RLIMITS:
         raise SpecError(f"{item.name('type')} {name!r} is not a resource limit")
-    parsed = Rlimit(name, _RLIMITS[name], item.integer("soft", 0), item.integer("hard", 0))
+    parsed = Rlimit(name, RLIMITS[name], item.integer("soft", 0), item.integer("hard", 0))
     item.finish()
     return parsed
 
