@@ -14,13 +14,14 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wherry.errors import BootFailed, LinkError, MachineError
+from wherry.errors import BootFailed, LinkError, MachineError, NotImplementedYet
 from wherry.machine.argv import SocketFds, VmSpec, qemu_argv
 from wherry.machine.console import Console
 from wherry.machine.qmp import Qmp
@@ -84,9 +85,7 @@ class RunningQemu:
 
     async def quit(self, timeout: float = 5.0) -> None:
         """Ask QEMU to end (it flushes its disks), kill it when it does not, and let go of it."""
-        with contextlib.suppress(
-            MachineError, TimeoutError
-        ):  # whatever it answers: it ends, or is killed
+        with contextlib.suppress(MachineError, TimeoutError):  # if it does not: it is killed
             await self.qmp.execute("quit", timeout=timeout)
             async with asyncio.timeout(timeout):
                 await self.qmp.wait_closed()
@@ -114,7 +113,13 @@ async def start_qemu(
 
     Raises:
         BootFailed: phase `spawned`.
+        NotImplementedYet: on Windows, where QEMU must dial out to us instead.
     """
+    if sys.platform == "win32":
+        raise NotImplementedYet(
+            "machines cannot be started on Windows yet",
+            hint="images can be pulled, inspected and saved; run containers under WSL 2",
+        )
     for log in (paths.qemu_log, paths.console_log):
         log.unlink(missing_ok=True)
     record, argv = _spawn(spec, paths, image_key, agent_digest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -72,6 +73,8 @@ class Console:
     @classmethod
     async def connect(cls, socket: Path, file: Path) -> Console:
         """Raises OSError when nobody listens."""
+        if sys.platform == "win32":
+            raise OSError("there are no Unix sockets for asyncio on Windows")
         reader, writer = await asyncio.open_unix_connection(os.fspath(socket))
         return cls(reader, writer, file)
 

@@ -195,7 +195,7 @@ def _well_known(host: Host) -> list[Path]:
         profile = host.environ.get("USERPROFILE")
         scoop = [Path(profile, "scoop", "apps", "qemu", "current")] if profile else []
         return [Path(programs, "qemu"), *scoop, Path(r"C:\msys64\ucrt64\bin")]
-    return [Path("/usr/bin"), Path("/usr/local/bin")]
+    return []
 
 
 def _wheel_dir() -> Path | None:
