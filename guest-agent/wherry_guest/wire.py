@@ -169,6 +169,7 @@ class Connection:
     def begin(self) -> None:
         """A transport is there (for the guest: a host may be). Starts the handshake."""
         self._parser.reset()
+        self._resyncs = 0
         self._outbox.lost()
         self._outbox.pad()
         self._greet()
@@ -378,7 +379,7 @@ class Connection:
         self._outbox.urgent(frames.HELLO, encode(hello, frames.LIMITS[frames.HELLO]), tag=tag)
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
-        tag = integer(hello, "tag", 1, 2**32 - 1)
+        tag = integer(hello, "tag", 0, 2**32 - 1)
         wire = hello.get("wire")
         major, _, minor = wire.partition(".") if isinstance(wire, str) else ("", "", "")
         if major != str(frames.MAJOR):
@@ -472,12 +473,13 @@ class Connection:
         self._events.append(SessionEnded(reason))
 
     def _resynchronise(self, reason: str) -> None:
-        """Something is missing: have it sent again. In vain too often, the session ends."""
+        """Something is missing: have it sent again. In vain too often on one transport, the host
+        ends the session, lest two ends at odds repeat themselves for ever."""
         self._parser.faults = 0
         if self.state is not State.OPEN:
             return
         self._resyncs += 1
-        if self._resyncs > RESYNCS_IN_VAIN:
+        if self.role is Role.HOST and self._resyncs > RESYNCS_IN_VAIN:
             self._break(reason)
         else:
             self._greet()
@@ -502,6 +504,7 @@ class Connection:
             if frame.ack > outbox.sequence:
                 raise ProtocolError("frames were acknowledged that were never sent")
             outbox.acknowledge(frame.ack)
+            self._resyncs = 0
         if type < frames.FIRST_SEQUENCED:
             if frame.sequence > outbox.ack:
                 self._resynchronise("frames are missing")
@@ -527,7 +530,7 @@ class Connection:
                 self._on_hello(decode_object(frame.payload))
         elif self.role is Role.HOST:
             if self.state is State.OPEN:
-                self._greet()
+                self._resynchronise("the agent lost its way again and again")
             elif not self._hailed:  # once per tick: a damaged payload may hold any number of them
                 self._hailed = True
                 self._say_hello()

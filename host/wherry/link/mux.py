@@ -158,8 +158,8 @@ class Link:
         id = self._conn.call(method, params or {})
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._calls[id] = answer
-        self._pump()
         try:
+            self._pump()
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError as error:
