@@ -291,7 +291,7 @@ def test_devices_beyond_linux_are_refused() -> None:
 def test_owners_and_times_that_no_file_can_have(make, fields: dict[str, int]) -> None:
     info, data = make("x", **fields)
     tar = tar_of((info, data), format=tarfile.GNU_FORMAT)
-    with pytest.raises(LayerError, match="'x/?' has an owner or a time"):
+    with pytest.raises(LayerError, match=r"'x/?' has an owner or a time"):
         image_of(tar)
 
 
