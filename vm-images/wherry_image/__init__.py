@@ -6,7 +6,8 @@ The public functions; what they do is in docs/vm-image.md.
 from __future__ import annotations
 
 from .agent import agent_cpio
-from .build import LockChange, VmImage, build_image, refresh_lock
+from .build import LockChange, build_image, refresh_lock
 from .errors import VmImageError
+from .image import VmImage
 
 __all__ = ["LockChange", "VmImage", "VmImageError", "agent_cpio", "build_image", "refresh_lock"]

@@ -1,4 +1,5 @@
-"""`python -m wherry_image lock|build`: for maintainers and for looking at an image. Users need `wherry`."""
+"""`python -m wherry_image lock|build`: for maintainers and for looking at an image. Users need
+`wherry`."""
 
 from __future__ import annotations
 

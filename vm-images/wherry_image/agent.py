@@ -1,6 +1,7 @@
 """The guest's agent as a cpio archive, made at each boot from the installed `wherry_guest`.
 
-This package never imports `wherry_guest` (it belongs to the guest): it finds its files and reads them.
+This package never imports `wherry_guest` (it belongs to the guest): it finds its files and reads
+them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ main()
 def agent_cpio(package: Path | None = None) -> bytes:
     """`wherry_guest` below `/usr/lib/wherry` and `/init`, to be appended to the image's initrd.
 
-    The bytes depend only on the package's sources. The modification time is made from them too, so that
-    byte code compiled for other sources can never pass for theirs.
+    The bytes depend only on the package's sources. The modification time is made from them too,
+    so that byte code compiled for other sources can never pass for theirs.
 
     Args:
         package: the directory of `wherry_guest`; None: where Python finds it.
@@ -61,15 +62,16 @@ def _installed() -> Path:
 
 
 def _init_script(source: bytes) -> str:
+    """The value of `INIT_SCRIPT = …` at the top level of `source`, which is not executed."""
     for statement in ast.parse(source).body:
-        target = None
-        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-            target = statement.targets[0]
-        elif isinstance(statement, ast.AnnAssign):
-            target = statement.target
-        if isinstance(target, ast.Name) and target.id == "INIT_SCRIPT":
-            value = statement.value  # type: ignore[union-attr]  # one of the two kinds above
-            return str(ast.literal_eval(value)) if value is not None else DEFAULT_INIT
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        if any(isinstance(name, ast.Name) and name.id == "INIT_SCRIPT" for name in targets):
+            return str(ast.literal_eval(value))
     return DEFAULT_INIT
 
 

@@ -89,7 +89,8 @@ _RELATION = re.compile(
 
 
 def parse_stanza(text: str) -> dict[str, str]:
-    """One control stanza as a mapping from field name (lower case) to value, lines joined by newline."""
+    """One control stanza as a mapping from field name (lower case) to value, lines joined by
+    newline."""
     fields: dict[str, str] = {}
     name = ""
     for line in text.splitlines():

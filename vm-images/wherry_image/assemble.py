@@ -1,9 +1,9 @@
 """Which files of which packages make the image, and the image itself as a `Tree`.
 
-Pure apart from reading the packages' files. The rule: what the guest's PID 1 and agent need at run time
-(CPython with its standard library, nft, mkfs.ext4, e2fsck and their libraries), nothing that serves people,
-compilers, package managers or boot scripts. What was left out must not be missed: every shared library
-that a kept file needs is checked to be there.
+Pure apart from reading the packages' files. The rule: what the guest's PID 1 and agent need at
+run time (CPython with its standard library, nft, mkfs.ext4, e2fsck and their libraries), nothing
+that serves people, compilers, package managers or boot scripts. What was left out must not be
+missed: every shared library that a kept file needs is checked to be there.
 """
 
 from __future__ import annotations
@@ -48,32 +48,35 @@ _DEVICES = (
     ("null", 1, 3, 0o666),
     ("urandom", 1, 9, 0o666),
 )
-"""What PID 1 needs before it mounts devtmpfs: the kernel opens /dev/console for it (init/main.c), and Python
-asks /dev/urandom for its hash seed while the kernel's generator has no entropy yet. Numbers:
-Documentation/admin-guide/devices.txt."""
+"""What PID 1 needs before it mounts devtmpfs: the kernel opens /dev/console for it (init/main.c),
+and Python asks /dev/urandom for its hash seed while the kernel's generator has no entropy yet.
+Numbers: Documentation/admin-guide/devices.txt."""
 
 _DROPPED = re.compile(
-    r"""/usr/share/(applications|bash-completion|binfmts|bug|common-licenses|debconf|doc|doc-base|gdb
-          |info|initramfs-tools|lintian|locale|man|menu|nftables|pixmaps|python3|zsh)(/|$)
+    r"""/usr/share/(applications|bash-completion|binfmts|bug|common-licenses|debconf|doc|doc-base
+          |gdb|info|initramfs-tools|lintian|locale|man|menu|nftables|pixmaps|python3|zsh)(/|$)
       | /usr/lib/(systemd|udev|tmpfiles\.d|sysusers\.d|binfmt\.d|e2fsprogs|init)(/|$)
       | /usr/lib/[^/]+-linux-gnu/(gconv|audit|e2fsprogs|perl|engines-3|ossl-modules)(/|$)
-      | /usr/lib/[^/]+-linux-gnu/lib(c_malloc_debug|memusage|pcprofile|mvec|thread_db|nsl|nss_hesiod
-          |nss_compat|expatw|BrokenLocale|anl|form|menu|panel|ss)[.-][^/]*$
+      | /usr/lib/[^/]+-linux-gnu/lib(c_malloc_debug|memusage|pcprofile|mvec|thread_db|nsl
+          |nss_hesiod|nss_compat|expatw|BrokenLocale|anl|form|menu|panel|ss)[.-][^/]*$
       | /usr/lib/python3(/|$)
-      | /usr/lib/python3\.\d+/(__phello__|ctypes/(macholib|test)|curses|dbm|distutils|ensurepip|idlelib
-          |lib2to3|pydoc_data|sqlite3|test|tests|tkinter|turtledemo|unittest|venv|wsgiref|xmlrpc|_pyrepl
-          |(antigravity|doctest|mailbox|pdb|profile|pstats|pydoc|smtplib|this|turtle|nturl2path
-            |_pydatetime|_pydecimal|_pyio|pickletools|ftplib|imaplib|poplib|cProfile|bz2|lzma|rlcompleter|webbrowser)\.py)(/|$)
-      | /usr/lib/python3\.\d+/lib-dynload/(_bz2|_codecs_|_ctypes_test|_curses|_dbm|_hashlib|_lsprof|_lzma
-          |_multibytecodec|_sqlite3|_ssl|_test|_xxtestfuzz|nis|readline|xx)[^/]*$
+      | /usr/lib/python3\.\d+/(__phello__|ctypes/(macholib|test)|curses|dbm|distutils|ensurepip
+          |idlelib|lib2to3|pydoc_data|sqlite3|test|tests|tkinter|turtledemo|unittest|venv|wsgiref
+          |xmlrpc|_pyrepl
+          |(antigravity|bz2|cProfile|doctest|ftplib|imaplib|lzma|mailbox|nturl2path|pdb|pickletools
+            |poplib|profile|pstats|pydoc|rlcompleter|smtplib|this|turtle|webbrowser
+            |_pydatetime|_pydecimal|_pyio)\.py)(/|$)
+      | /usr/lib/python3\.\d+/lib-dynload/(_bz2|_codecs_|_ctypes_test|_curses|_dbm|_hashlib|_lsprof
+          |_lzma|_multibytecodec|_sqlite3|_ssl|_test|_xxtestfuzz|nis|readline|xx)[^/]*$
       | .*/(__pycache__|tests)(/|$)
       | .*\.(a|la|pyc|h)$
-      | /etc/(apparmor\.d|bash_completion\.d|binfmt\.d|cron\.[a-z]+|default|init\.d|kernel|logrotate\.d
-          |python3[.\d]*|sysctl\.conf)(/|$)
+      | /etc/(apparmor\.d|bash_completion\.d|binfmt\.d|cron\.[a-z]+|default|init\.d|kernel
+          |logrotate\.d|python3[.\d]*|sysctl\.conf)(/|$)
       | /usr/(games|include|local|src)(/|$)
       | /usr/bin/(chattr|lsattr|pdb3[.\d]*|py3[a-z]+|pydoc3[.\d]*|pygettext3[.\d]*)$
-      | /usr/sbin/(badblocks|debugfs|dumpe2fs|e2freefrag|e2image|e2label|e2mmpstatus|e2scrub[a-z_]*
-          |e2undo|e4crypt|e4defrag|filefrag|findfs|fsck\.ext[23]|logsave|mkfs\.ext[23]|mklost\+found)$
+      | /usr/sbin/(badblocks|debugfs|dumpe2fs|e2freefrag|e2image|e2label|e2mmpstatus
+          |e2scrub[a-z_]*|e2undo|e4crypt|e4defrag|filefrag|findfs|fsck\.ext[23]|logsave
+          |mkfs\.ext[23]|mklost\+found)$
     """,
     re.X,
 )

@@ -1,67 +1,29 @@
 """linuxkit.yml and a lock in, a bootable VM image out: the public functions of this package.
 
-A finished image is a directory `out/ARCH-INPUTS/` that appears by one rename; INPUTS is a hash of the
-configuration, the lock and this package's own sources, so an unchanged image is found in milliseconds,
-without parsing anything. It holds:
-
-    image.json        what `VmImage` says
-    kernel, initrd    for QEMU's -kernel and -initrd
-    vmlinux           the same kernel uncompressed (x86)
-    busybox/          an OCI image layout
-    lock              what it is made of
+An image's inputs are the configuration, the lock and this package's own sources. When a finished
+image of the same inputs is there, it is returned without parsing anything but the lock.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from . import busybox
 from .archive import ARCHITECTURES
-from .assemble import Assembly, assemble
-from .config import ImageConfig, parse_config
-from .cpio import write_cpio
-from .errors import ConfigError, LockError, PackageGone
-from .index import resolve_lock
-from .kernel import uncompressed
+from .config import BUSYBOX_BINARY, BUSYBOX_PACKAGE, ImageConfig, parse_config
+from .errors import ConfigError, LockError, PackageGone, StorageError
+from .image import VmImage, find_image, image_directory
 from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock
-from .mirror import Progress, fetch_packages, mirrors
+from .mirror import Mirror, mirrors
+from .progress import Progress, nobody_watches
 
 CONFIG_NAME = "linuxkit.yml"
-_RECORD = "image.json"
-_FAST_KERNEL = "vmlinux"
-
-
-@dataclass(frozen=True, slots=True)
-class VmImage:
-    """A finished image.
-
-    Attributes:
-        key: SHA-256 over the contents (kernel, initrd, command line, busybox image), hexadecimal.
-        kernel, initrd: files for QEMU; more cpio archives may be appended to the initrd.
-        fast_kernel: the same kernel uncompressed, which starts sooner under software emulation and has no
-            KASLR; `kernel` itself where the distribution's is not compressed (arm64).
-        busybox: an OCI image layout that holds `localhost/busybox`.
-        notices: lines for a person, such as "linux-image-… 6.12.1-1 -> 6.12.2-1"; usually none.
-    """
-
-    key: str
-    arch: str
-    kernel: Path
-    fast_kernel: Path
-    initrd: Path
-    cmdline: str
-    kernel_version: str
-    busybox: Path
-    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +53,9 @@ def build_image(
         packages: cache directory of downloaded packages.
         out: directory of finished images.
         config: a linuxkit.yml; None: the default VM.
-        locks: directories that may hold `ARCH.lock`. Of those and the lock that Wherry ships, the newest
-            that fits the configuration is used. A lock that has to be made anew is kept in the first.
+        locks: directories that may hold `ARCH.lock`. Of those and the lock that Wherry ships, the
+            newest that fits the configuration is used. A lock that has to be made anew is kept in
+            the first directory.
         mirror: base URL of a Debian mirror; None: as `mirror.mirrors` describes.
         locked: build what the lock says or fail.
         progress: called with (`index`, `download`, `unpack` or `write`, done, total).
@@ -101,45 +64,21 @@ def build_image(
         VmImageError: one of its kinds; nothing half-built is left behind.
     """
     inputs = _Inputs.read(arch, config, locks)
-    if inputs.locks and (image := _finished(out, inputs, inputs.locks[0].text)):
+    if inputs.locks and (image := find_image(inputs.directory(out, inputs.locks[0]))):
         return image
-    settings = parse_config(inputs.config.decode(), inputs.config_name, arch)
-    roots = _roots(settings)
-    found = next((lock for lock in inputs.locks if lock.parsed.roots == roots), None)
-    notices: list[str] = []
-    if found is None:
-        if locked:
-            raise LockError(
-                f"no lock fits {inputs.config_name} for {arch}",
-                hint="make one: python -m wherry_image lock",
-            )
-        found = _relock(arch, roots, None, locks, mirror, notices, progress)
-    if image := _finished(out, inputs, found.text):
+    build = _Build(inputs, locks, mirror, progress or nobody_watches)
+    lock = build.choose_lock(locked)
+    if image := find_image(inputs.directory(out, lock)):
         return image
-    sources = lambda: mirrors(mirror, found.parsed.timestamp)  # noqa: E731 - asked for only when needed
     try:
-        files = fetch_packages(found.parsed.packages, packages, sources, progress)
+        files = build.fetch(lock, packages)
     except PackageGone as gone:
         if locked:
             raise
-        notices.append(gone.message)
-        found = _relock(arch, roots, found.parsed, locks, mirror, notices, progress)
-        files = fetch_packages(
-            found.parsed.packages,
-            packages,
-            lambda: mirrors(mirror, datetime.now(UTC)),
-            progress,
-        )
-    step = (lambda done, total: progress("unpack", done, total)) if progress else _no_step
-    assembly = assemble(
-        settings,
-        arch,
-        found.parsed.packages,
-        files,
-        (busybox.PACKAGE, busybox.BINARY),
-        step,
-    )
-    return _write(out, inputs, found, settings, assembly, tuple(notices), progress)
+        build.notices.append(gone.message)
+        lock = build.resolve_anew(lock)
+        files = build.fetch(lock, packages)
+    return build.make(lock, files, inputs.directory(out, lock))
 
 
 def refresh_lock(
@@ -158,21 +97,13 @@ def refresh_lock(
         VmImageError: one of its kinds; the present lock stays as it is.
     """
     inputs = _Inputs.read(arch, config, locks)
-    settings = parse_config(inputs.config.decode(), inputs.config_name, arch)
-    roots = _roots(settings)
-    present = next((lock.parsed for lock in inputs.locks if lock.parsed.roots == roots), None)
-    path = locks[0] / f"{arch}.lock"
-    resolution = resolve_lock(
-        arch,
-        roots,
-        mirrors(mirror, datetime.now(UTC)),
-        not_before=present.timestamp if present else None,
-        progress=progress,
-    )
-    changes = compare_locks(present.packages if present else (), resolution.lock.packages)
+    build = _Build(inputs, locks, mirror, progress or nobody_watches)
+    present = build.fitting_lock()
+    lock = build.resolve(present)
+    changes = compare_locks(present.packages if present else (), lock.packages)
     if changes:
-        _replace(path, format_lock(resolution.lock).encode())
-    return LockChange(path, tuple(changes), resolution.notices)
+        build.keep_lock(lock)
+    return LockChange(_lock_file(locks[0], arch), tuple(changes), tuple(build.notices))
 
 
 def shipped(name: str) -> Path:
@@ -183,188 +114,145 @@ def shipped(name: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _FoundLock:
-    text: bytes
-    parsed: Lock
-
-
-@dataclass(frozen=True, slots=True)
 class _Inputs:
-    """Everything that decides what an image is, read once. `locks` is sorted, newest first."""
+    """Everything that decides what an image is, read once. `locks` are sorted, newest first."""
 
     arch: str
     config_name: str
     config: bytes
-    locks: tuple[_FoundLock, ...] = field(default=())
+    locks: tuple[Lock, ...]
 
     @classmethod
     def read(cls, arch: str, config: Path | None, locks: Sequence[Path]) -> _Inputs:
         if arch not in ARCHITECTURES:
-            raise ConfigError(
-                f"unknown architecture {arch}", hint=f"one of {', '.join(ARCHITECTURES)}"
-            )
+            known = ", ".join(ARCHITECTURES)
+            raise ConfigError(f"unknown architecture {arch}", hint=f"one of {known}")
         file = config or shipped(CONFIG_NAME)
         try:
             text = file.read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-        name = f"{arch}.lock"
-        found = list(_read_locks(arch, [*(directory / name for directory in locks), shipped(name)]))
-        found.sort(key=lambda lock: lock.parsed.timestamp, reverse=True)
+        files = [*(_lock_file(directory, arch) for directory in locks), shipped(f"{arch}.lock")]
+        found = sorted(_read_locks(arch, files), key=lambda lock: lock.timestamp, reverse=True)
         return cls(arch, str(file), text.replace(b"\r\n", b"\n"), tuple(found))
 
-    def digest(self, lock: bytes) -> str:
-        parts = (_own_sources(), self.config, lock)
+    def directory(self, out: Path, lock: Lock) -> Path:
+        """Where the image of these inputs and `lock` is, finished or not."""
+        parts = (_own_sources(), self.config, format_lock(lock).encode())
         text = self.arch.encode() + b"".join(hashlib.sha256(part).digest() for part in parts)
-        return hashlib.sha256(text).hexdigest()[:24]
+        return image_directory(out, self.arch, hashlib.sha256(text).hexdigest()[:24])
 
 
-def _read_locks(arch: str, files: Sequence[Path]) -> Iterator[_FoundLock]:
+class _Build:
+    """One run: what is asked for, and the remarks that come up on the way."""
+
+    def __init__(
+        self, inputs: _Inputs, locks: Sequence[Path], mirror: str | None, progress: Progress
+    ) -> None:
+        self.inputs = inputs
+        self.lock_directories = locks
+        self.mirror = mirror
+        self.progress = progress
+        self.notices: list[str] = []
+        self.settings = parse_config(inputs.config.decode(), inputs.config_name, inputs.arch)
+        self.roots = _roots(self.settings)
+
+    def fitting_lock(self) -> Lock | None:
+        return next((lock for lock in self.inputs.locks if lock.roots == self.roots), None)
+
+    def choose_lock(self, locked: bool) -> Lock:
+        lock = self.fitting_lock()
+        if lock is not None:
+            return lock
+        if locked:
+            raise LockError(
+                f"no lock fits {self.inputs.config_name} for {self.inputs.arch}",
+                hint="make one: python -m wherry_image lock",
+            )
+        lock = self.resolve(None)
+        self.keep_lock(lock)
+        return lock
+
+    def resolve(self, present: Lock | None) -> Lock:
+        """A new lock from a mirror's signed index, not older than `present`."""
+        from .index import resolve_lock  # the HTTP client takes 100 ms to import
+
+        resolution = resolve_lock(
+            self.inputs.arch,
+            self.roots,
+            mirrors(self.mirror, datetime.now(UTC)),
+            not_before=present.timestamp if present else None,
+            progress=self.progress,
+        )
+        self.notices.extend(resolution.notices)
+        return resolution.lock
+
+    def resolve_anew(self, gone: Lock) -> Lock:
+        """A lock instead of `gone`, one of whose packages can no longer be had."""
+        lock = self.resolve(gone)
+        changes = ", ".join(map(str, compare_locks(gone.packages, lock.packages)))
+        self.notices.append(f"packages changed: {changes or 'none'}")
+        self.keep_lock(lock)
+        return lock
+
+    def keep_lock(self, lock: Lock) -> None:
+        if self.lock_directories:
+            file = _lock_file(self.lock_directories[0], lock.architecture)
+            _replace(file, format_lock(lock).encode())
+
+    def fetch(self, lock: Lock, packages: Path) -> dict[str, Path]:
+        from .fetch import fetch_packages  # as above
+
+        def sources() -> list[Mirror]:
+            return mirrors(self.mirror, lock.timestamp)
+
+        return fetch_packages(lock.packages, packages, sources, self.progress)
+
+    def make(self, lock: Lock, files: dict[str, Path], directory: Path) -> VmImage:
+        from .assemble import assemble  # with the archive formats, not needed for a finished image
+        from .write import write_image
+
+        assembly = assemble(
+            self.settings,
+            self.inputs.arch,
+            lock.packages,
+            files,
+            (BUSYBOX_PACKAGE, BUSYBOX_BINARY),
+            lambda done, total: self.progress("unpack", done, total),
+        )
+        self.progress("write", 0, 1)
+        write_image(directory, lock, self.settings.cmdline, assembly)
+        self.progress("write", 1, 1)
+        image = find_image(directory)
+        if image is None:
+            raise StorageError(f"{directory} was removed while it was written", hint="try again")
+        return replace(image, notices=tuple(self.notices))
+
+
+def _lock_file(directory: Path, arch: str) -> Path:
+    return directory / f"{arch}.lock"
+
+
+def _read_locks(arch: str, files: Sequence[Path]) -> Iterator[Lock]:
     for file in files:
-        if not file.exists():
-            continue
-        text = file.read_bytes().replace(b"\r\n", b"\n")
-        lock = parse_lock(text.decode(errors="replace"), str(file))
-        if lock.architecture != arch:
-            raise LockError(f"{file} is a lock for {lock.architecture}")
-        yield _FoundLock(text, lock)
+        if file.exists():
+            lock = parse_lock(file.read_text(encoding="utf-8", errors="replace"), str(file))
+            if lock.architecture != arch:
+                raise LockError(f"{file} is a lock for {lock.architecture}")
+            yield lock
+
+
+def _roots(settings: ImageConfig) -> tuple[str, ...]:
+    return tuple(sorted({*settings.kernel, *settings.init, BUSYBOX_PACKAGE}))
 
 
 @cache
 def _own_sources() -> bytes:
-    """This package's code is an input of the image like any other: no version number to forget."""
+    """This package's code is an input of the image like any other: no version to forget."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.digest()
-
-
-def _roots(settings: ImageConfig) -> tuple[str, ...]:
-    return tuple(sorted({*settings.kernel, *settings.init, busybox.PACKAGE}))
-
-
-def _relock(
-    arch: str,
-    roots: tuple[str, ...],
-    present: Lock | None,
-    locks: Sequence[Path],
-    mirror: str | None,
-    notices: list[str],
-    progress: Progress | None,
-) -> _FoundLock:
-    resolution = resolve_lock(
-        arch,
-        roots,
-        mirrors(mirror, datetime.now(UTC)),
-        not_before=present.timestamp if present else None,
-        progress=progress,
-    )
-    notices.extend(resolution.notices)
-    if present is not None:
-        changes = compare_locks(present.packages, resolution.lock.packages)
-        notices.append("packages changed: " + ", ".join(map(str, changes)))
-    text = format_lock(resolution.lock).encode()
-    if locks:
-        _replace(locks[0] / f"{arch}.lock", text)
-    return _FoundLock(text, resolution.lock)
-
-
-def _no_step(done: int, total: int) -> None:
-    """Nobody watches."""
-
-
-def _finished(out: Path, inputs: _Inputs, lock: bytes) -> VmImage | None:
-    directory = out / f"{inputs.arch}-{inputs.digest(lock)}"
-    try:
-        record = json.loads((directory / _RECORD).read_bytes())
-        sizes = [(directory / name).stat().st_size for name in ("kernel", "initrd")]
-    except OSError:
-        return None
-    return _image(directory, record) if sizes == record["sizes"] else None
-
-
-def _image(directory: Path, record: dict[str, str], notices: tuple[str, ...] = ()) -> VmImage:
-    return VmImage(
-        key=record["key"],
-        arch=record["arch"],
-        kernel=directory / "kernel",
-        fast_kernel=plain if (plain := directory / _FAST_KERNEL).exists() else directory / "kernel",
-        initrd=directory / "initrd",
-        cmdline=record["cmdline"],
-        kernel_version=record["kernel_version"],
-        busybox=directory / "busybox",
-        notices=notices,
-    )
-
-
-def _write(
-    out: Path,
-    inputs: _Inputs,
-    lock: _FoundLock,
-    settings: ImageConfig,
-    assembly: Assembly,
-    notices: tuple[str, ...],
-    progress: Progress | None,
-) -> VmImage:
-    if progress:
-        progress("write", 0, 1)
-    out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".building-", dir=out))
-    try:
-        record = _fill(work, inputs.arch, lock, settings, assembly)
-        final = out / f"{inputs.arch}-{inputs.digest(lock.text)}"
-        _publish(work, final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if progress:
-        progress("write", 1, 1)
-    return _image(final, record, notices)
-
-
-def _fill(
-    work: Path, arch: str, lock: _FoundLock, settings: ImageConfig, assembly: Assembly
-) -> dict[str, str]:
-    epoch = lock.parsed.epoch
-    initrd = write_cpio(assembly.root, epoch)
-    (work / "kernel").write_bytes(assembly.kernel)
-    if (plain := uncompressed(assembly.kernel)) is not None:
-        (work / _FAST_KERNEL).write_bytes(plain)
-    (work / "initrd").write_bytes(initrd)
-    (work / "lock").write_bytes(lock.text)
-    (work / "busybox").mkdir()
-    version = next(p.version for p in lock.parsed.packages if p.name == busybox.PACKAGE)
-    busybox.write_layout(work / "busybox", assembly.busybox, arch, version, epoch)
-    parts = (
-        arch.encode(),
-        settings.cmdline.encode(),
-        assembly.kernel,
-        initrd,
-        (work / "busybox" / "index.json").read_bytes(),
-    )
-    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
-    record = {
-        "key": hashlib.sha256(digests).hexdigest(),
-        "arch": arch,
-        "cmdline": settings.cmdline,
-        "kernel_version": assembly.kernel_version,
-    }
-    sizes = [len(assembly.kernel), len(initrd)]
-    (work / _RECORD).write_text(json.dumps({**record, "sizes": sizes}, indent=1) + "\n")
-    return record
-
-
-def _publish(work: Path, final: Path) -> None:
-    """Make `work` durable and give it its name; another process's equal result may win."""
-    for path in sorted(work.rglob("*")):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    try:
-        work.rename(final)
-    except OSError:
-        if (final / _RECORD).exists():
-            shutil.rmtree(final)
-        work.rename(final)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,8 +1,8 @@
-"""`localhost/busybox`: a real OCI image made from Debian's busybox-static, so that the first container
-needs no registry.
+"""`localhost/busybox`: a real OCI image made from Debian's busybox-static, so that the first
+container needs no registry.
 
-Deterministic: tar and JSON are written by this file's own rules, the layer is not compressed. Formats:
-OCI image-spec v1.1 (image layout, manifest, config) and POSIX ustar.
+Deterministic: tar and JSON are written by this file's own rules, the layer is not compressed.
+Formats: OCI image-spec v1.1 (image layout, manifest, config) and POSIX ustar.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .config import BUSYBOX_BINARY, BUSYBOX_PACKAGE
 from .errors import FormatError
 from .tree import DIRECTORY, Node, Tree, regular, symlink
 
-PACKAGE = "busybox-static"
-BINARY = "/usr/bin/busybox"
 IMAGE_NAME = "localhost/busybox:latest"
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -58,7 +57,7 @@ def applets(binary: bytes) -> list[str]:
     start = binary.find(_APPLET_TABLE)
     end = binary.find(b"\0\0", start)
     if start < 0 or end < 0:
-        raise FormatError(f"{BINARY} has no table of applets")
+        raise FormatError(f"{BUSYBOX_BINARY} has no table of applets")
     names = []
     for name in binary[start:end].split(b"\0"):
         if not _APPLET.fullmatch(name):
@@ -113,7 +112,7 @@ def write_layout(directory: Path, binary: bytes, arch: str, version: str, epoch:
         "created": created,
         "config": {"Cmd": ["sh"], "Env": [f"PATH={_PATH}"]},
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
-        "history": [{"created": created, "created_by": f"Debian {PACKAGE} {version}"}],
+        "history": [{"created": created, "created_by": f"Debian {BUSYBOX_PACKAGE} {version}"}],
     }
     layer_descriptor = _blob(blobs, layer, _LAYER_TYPE)
     manifest = {

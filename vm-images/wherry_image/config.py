@@ -8,10 +8,11 @@ https://github.com/linuxkit/linuxkit/blob/master/docs/yaml.md. What this builder
     onboot, services: [{name, image, command, …}]   read, but refused for now: they need OCI images
     files:    [{path, contents | source | symlink | directory, mode, optional}]
 
-An image is `deb:name[,name…]` (packages of the distribution) or an OCI reference (not supported yet).
-`{arch}` in an image or in the command line is Debian's name of the architecture, `{console}` the name of
-its first serial port. Files below `etc/modules-load.d/` (systemd's format: a name a line, # comments) say which
-kernel modules PID 1 loads, those below `etc/modules-available.d/` which ones are there for modprobe.
+An image is `deb:name[,name…]` (packages of the distribution) or an OCI reference (not supported
+yet). `{arch}` in an image or in the command line is Debian's name of the architecture,
+`{console}` the name of its first serial port. Files below `etc/modules-load.d/` (systemd's
+format: a name a line, # comments) say which kernel modules PID 1 loads, those below
+`etc/modules-available.d/` which ones are there for modprobe.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 CONSOLES = {"amd64": "ttyS0", "arm64": "ttyAMA0"}
 """The first serial port of QEMU's q35 and virt machines."""
+
+BUSYBOX_PACKAGE = "busybox-static"
+BUSYBOX_BINARY = "/usr/bin/busybox"
+"""What `localhost/busybox` is made of; always part of a lock, in the VM only where it is named."""
 
 _LOADED = PurePosixPath("/etc/modules-load.d")
 _AVAILABLE = PurePosixPath("/etc/modules-available.d")

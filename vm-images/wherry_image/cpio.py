@@ -2,8 +2,8 @@
 
 Sans-I/O: trees in, bytes out. Deterministic: entries in the order of `Tree`, inode numbers counted
 from 1, owner 0:0, one modification time for all. The source is the kernel's
-Documentation/driver-api/early-userspace/buffer-format.rst. Archives may be concatenated when each is
-padded to four bytes, as these are; a later archive's file replaces an earlier one's.
+Documentation/driver-api/early-userspace/buffer-format.rst. Archives may be concatenated when each
+is padded to four bytes, as these are; a later archive's file replaces an earlier one's.
 """
 
 from __future__ import annotations

@@ -72,10 +72,9 @@ def data_members(deb: bytes) -> Iterator[Member]:
     Raises:
         FormatError: the package is damaged or compressed in a way that deb(5) does not know.
     """
-    for name, content in ar_members(deb):
-        if name.startswith("data.tar"):
-            break
-    else:
+    members = ((name, data) for name, data in ar_members(deb) if name.startswith("data.tar"))
+    name, content = next(members, ("", memoryview(b"")))
+    if not name:
         raise FormatError("the package has no data.tar")
     try:
         with (

@@ -1,7 +1,7 @@
 """Just enough of ELF to build an image: a section's bytes, and the shared libraries a file needs.
 
-Sans-I/O. 64-bit little-endian files only, which both of our architectures are. Source: elf(5) and the
-System V ABI, chapters 4 and 5.
+Sans-I/O. 64-bit little-endian files only, which both of our architectures are. Source: elf(5) and
+the System V ABI, chapters 4 and 5.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@
     ├── DependencyError        no set of packages satisfies what is asked for
     ├── MirrorError            no mirror answers, or none has the file
     │   └── PackageGone        mirrors answer, but a locked package is on none of them
-    └── FormatError            a .deb, an archive in it, or a kernel module is damaged
+    ├── FormatError            a .deb, an archive in it, or a kernel module is damaged
+    └── StorageError           the finished image could not be kept
 """
 
 from __future__ import annotations
@@ -54,4 +55,8 @@ class PackageGone(MirrorError):
 
 
 class FormatError(VmImageError):
+    pass
+
+
+class StorageError(VmImageError):
     pass

@@ -1,8 +1,9 @@
 """From mirrors to a verified package index, and from that to a new lock.
 
-Every byte is checked before it is used: InRelease by Debian's signature, the package index by the digest that
-the signed text promises. An index that is older than the lock which it would replace, or past its own
-Valid-Until, is refused: both are what a replay of old, vulnerable packages looks like.
+Every byte is checked before it is used: InRelease by Debian's signature, the package index by the
+digest that the signed text promises. An index that is older than the lock which it would
+replace, or past its own Valid-Until, is refused: both are what a replay of old, vulnerable
+packages looks like.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from datetime import UTC, datetime
 
 from .archive import SUITES, Release, Suite, parse_packages, parse_release
 from .errors import MirrorError, PackageGone, SignatureError
+from .fetch import fetch_bytes
 from .lock import Lock
-from .mirror import Mirror, Progress, fetch_bytes
+from .mirror import Mirror
+from .progress import Progress, nobody_watches
 from .resolve import Index, closure
 from .signature import archive_keyring, verified_text
 
@@ -40,7 +43,7 @@ def resolve_lock(
     roots: Iterable[str],
     sources: Sequence[Mirror],
     not_before: datetime | None = None,
-    progress: Progress | None = None,
+    progress: Progress = nobody_watches,
     keyring: bytes | None = None,
     now: datetime | None = None,
 ) -> Resolution:
@@ -65,7 +68,8 @@ def resolve_lock(
             continue
         if not_before is not None and date < not_before:
             raise SignatureError(
-                f"the mirror's index ({date:%Y-%m-%d}) is older than the lock ({not_before:%Y-%m-%d})",
+                f"the mirror's index of {date:%Y-%m-%d} is older than the lock of"
+                f" {not_before:%Y-%m-%d}",
                 hint="use another mirror",
             )
         packages = closure(index, roots)
@@ -74,12 +78,11 @@ def resolve_lock(
 
 
 def _load(
-    arch: str, mirror: Mirror, keyring: bytes, now: datetime, progress: Progress | None
+    arch: str, mirror: Mirror, keyring: bytes, now: datetime, progress: Progress
 ) -> tuple[Index, datetime, list[str]]:
     index, dates, notices = Index(), [], []
     for number, suite in enumerate(SUITES):
-        if progress:
-            progress("index", number, len(SUITES))
+        progress("index", number, len(SUITES))
         try:
             release = _release(mirror, suite, keyring, now)
         except PackageGone:

@@ -1,9 +1,9 @@
 """The uncompressed kernel inside an x86 bzImage.
 
-Sans-I/O. Under software emulation most of the time before a kernel's first line is its own decompression;
-QEMU can boot the ELF file directly (PVH, through the Xen note PHYS32_ENTRY). What is lost is the random
-placement of the kernel (KASLR), which the decompressor does. Source: the kernel's
-Documentation/arch/x86/boot.rst, "The real-mode kernel header".
+Sans-I/O. Under software emulation most of the time before a kernel's first line is its own
+decompression; QEMU can boot the ELF file directly (PVH, through the Xen note PHYS32_ENTRY). What
+is lost is the random placement of the kernel (KASLR), which the decompressor does. Source: the
+kernel's Documentation/arch/x86/boot.rst, "The real-mode kernel header".
 """
 
 from __future__ import annotations

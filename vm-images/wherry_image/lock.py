@@ -9,8 +9,8 @@ Sans-I/O. Four header lines, then a line per package, sorted by name, single spa
     NAME VERSION ARCHITECTURE SHA256 SIZE PATH
 
 `timestamp` is the date of the newest signed Release file that the packages were chosen from; every
-modification time in the image is this one. `roots` are the names that were asked for: a lock fits only a
-configuration that asks for the same. PATH is `ARCHIVE/pool/…` and names no host.
+modification time in the image is this one. `roots` are the names that were asked for: a lock fits
+only a configuration that asks for the same. PATH is `ARCHIVE/pool/…` and names no host.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class PackageChange:
-    """One difference between two locks; `old` is empty for a new package, `new` for one that went."""
+    """One difference between two locks; `old` is empty for a new package, `new` for one that
+    went."""
 
     name: str
     old: str

@@ -1,11 +1,13 @@
 """Which kernel modules to take, in which order to load them, and the indexes that modprobe reads.
 
 Pure: a kernel package's files in, decompressed modules out. Debian ships neither modules.dep nor
-modules.alias, so what a module needs is read from its own `.modinfo` section: `depends=`, `softdep=pre:`
-and `alias=`. Modules that are built into the kernel (modules.builtin) are not needed.
+modules.alias, so what a module needs is read from its own `.modinfo` section: `depends=`,
+`softdep=pre:` and `alias=`. Modules that are built into the kernel (modules.builtin) are not
+needed.
 
-Module signatures are cut off: checking one costs 20 ms under emulation, and says nothing that the digests
-of the lock have not said about the whole package. The kernel notes the fact as taint flag E.
+Module signatures are cut off: checking one costs 20 ms under emulation, and says nothing that the
+digests of the lock have not said about the whole package. The kernel notes the fact as taint
+flag E.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 _SIGNATURE_INFO = 12
-"""struct module_signature stands before the magic; its last field is the signature's length, big-endian
-(include/linux/module_signature.h)."""
+"""struct module_signature stands before the magic; its last field is the signature's length,
+big-endian (include/linux/module_signature.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class ModuleSource:
 
 
 def modprobe_indexes(modules: Sequence[Module]) -> dict[str, bytes]:
-    """modules.dep and modules.alias (modules.dep(5), depmod(8)), in their text form, for `modules`."""
+    """modules.dep and modules.alias (modules.dep(5), depmod(8)), in their text form, for
+    `modules`."""
     paths = {module.name: module.path for module in modules}
     dep, alias = [], []
     for module in sorted(modules, key=lambda module: module.path):
@@ -140,7 +143,8 @@ def without_signature(module: bytes) -> bytes:
 
 
 def module_name(path: str) -> str:
-    """`kernel/drivers/char/hw_random/virtio-rng.ko.xz` -> `virtio_rng`: the kernel's own name for it."""
+    """`kernel/drivers/char/hw_random/virtio-rng.ko.xz` -> `virtio_rng`: the kernel's own name for
+    it."""
     return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
 
 
@@ -159,7 +163,7 @@ def modinfo(module: bytes) -> dict[str, list[str]]:
 
 
 def _softdeps(info: Mapping[str, list[str]]) -> list[str]:
-    """The names after `pre:` in `softdep=` lines; `post:` ones are not needed to load the module."""
+    """The names after `pre:` in `softdep=` lines; `post:` ones are not needed to load it."""
     names: list[str] = []
     for line in info.get("softdep", []):
         taking = False

@@ -1,12 +1,12 @@
 """Which packages a set of names needs: the dependency closure over a package index.
 
-Pure. No backtracking solver: Debian's stable suites resolve with two plain rules, the newest version of
-a name that fits, and the first alternative that can be had (one already chosen wins). What the rules
-cannot satisfy is an error that names the chain, never a guess.
+Pure. No backtracking solver: Debian's stable suites resolve with two plain rules, the newest
+version of a name that fits, and the first alternative that can be had (one already chosen wins).
+What the rules cannot satisfy is an error that names the chain, never a guess.
 
 The VM runs one Python as PID 1, so most of what Debian packages depend on (for maintainer scripts,
-which we never run, for TLS, for terminals) is not wanted. `EXCLUDED` is that list; a package that is asked
-for by name is never excluded.
+which we never run, for TLS, for terminals) is not wanted. `EXCLUDED` is that list; a package that
+is asked for by name is never excluded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Index:
                     self.providers.setdefault(provided.name, []).append((package, provided))
 
     def newest(self, relation: Relation) -> Package | None:
-        """The newest package that satisfies `relation`: a real one, else the first provider by name."""
+        """The newest package that satisfies `relation`: a real one, else the first provider by
+        name."""
         best: Package | None = None
         for package in self.by_name.get(relation.name, ()):
             if _fits(relation, package.version) and (
@@ -140,7 +141,9 @@ def _provides(package: Package, relation: Relation) -> bool:
         return True
     return any(
         provided.name == relation.name
-        and (not relation.operator or bool(provided.version) and _fits(relation, provided.version))
+        and (
+            not relation.operator or (bool(provided.version) and _fits(relation, provided.version))
+        )
         for provided in package.provides
     )
 

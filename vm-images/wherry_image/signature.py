@@ -1,7 +1,7 @@
 """Is an index really Debian's? OpenPGP verification of a clear-signed InRelease file.
 
-With pysequoia (a dependency of Wherry), else with `gpgv`. The trusted certificates are Debian's archive
-keyring, shipped in `data/` as it stands in the package debian-archive-keyring.
+With pysequoia (a dependency of Wherry), else with `gpgv`. The trusted certificates are Debian's
+archive keyring, shipped in `data/` as it stands in the package debian-archive-keyring.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def verified_text(inrelease: bytes, keyring: bytes, name: str) -> str:
     certificates = pysequoia.Cert.split_bytes(keyring)
     try:
         result = pysequoia.verify(bytes=inrelease, store=lambda _: certificates)
-    except Exception as error:  # noqa: BLE001 - pysequoia raises plain Exception for a bad signature
+    except Exception as error:
         raise _bad(name, str(error)) from error
     if not result.valid_sigs or result.bytes is None:
         raise _bad(name, "no valid signature")
@@ -76,5 +76,5 @@ def _with_gpgv(inrelease: bytes, keyring: bytes, name: str) -> str:
 def _bad(name: str, reason: str) -> SignatureError:
     return SignatureError(
         f"{name} is not signed by Debian: {reason}",
-        hint="the mirror or a proxy altered the file, or this version of Wherry is too old for new keys",
+        hint="a mirror or proxy altered the file, or this Wherry is too old to know Debian's keys",
     )

@@ -123,5 +123,5 @@ class Tree:
 
 
 def normal(path: str) -> str:
-    """`./usr//bin/` -> `/usr/bin`. `..` cannot climb above the root, as in a real root directory."""
+    """`./usr//bin/` -> `/usr/bin`. `..` cannot climb above the root, as in a real root."""
     return posixpath.normpath("/" + path.lstrip("/"))

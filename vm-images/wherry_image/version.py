@@ -1,4 +1,5 @@
-"""Debian version numbers: their order, as in deb-version(7), and dependency relations between them."""
+"""Debian version numbers: their order, as in deb-version(7), and dependency relations between
+them."""
 
 from __future__ import annotations
 
