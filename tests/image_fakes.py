@@ -204,6 +204,7 @@ class _Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: no waiting for a delayed acknowledgement
 
     @property
     def fake(self) -> FakeRegistry:

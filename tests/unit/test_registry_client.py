@@ -45,11 +45,7 @@ def descriptor(data: bytes, size: int | None = None) -> Descriptor:
 
 
 def fetch(registry: FakeRegistry, data: bytes, **more: Any) -> bytes:
-    with_client = client(registry, **more)
-    try:
-        return b"".join(with_client.blob("a/b", descriptor(data)))
-    finally:
-        with_client.close()
+    return b"".join(client(registry, **more).blob("a/b", descriptor(data)))
 
 
 def test_manifests_and_blobs_arrive_whole(registry: FakeRegistry) -> None:
@@ -351,7 +347,7 @@ def test_a_host_that_does_not_listen_is_said_at_once() -> None:
     with running(fake):
         host = fake.host
     with pytest.raises(RegistryError, match=f"registry {host}.*refused"):
-        RegistryClient(host).manifest("a/b", "1")
+        RegistryClient(host, transport=Transport()).manifest("a/b", "1")
 
 
 def test_a_transfer_can_be_stopped(registry: FakeRegistry) -> None:

@@ -103,6 +103,8 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
         for data in chunks:
             while data or open_member:
+                if not open_member and not GZIP_MAGIC.startswith(data[:2]):
+                    raise LayerError("something follows the layer's gzip data", hint=_DAMAGED)
                 piece = decoder.decompress(data, PIECE_BYTES)
                 open_member = True
                 if piece:
@@ -127,6 +129,8 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
         for data in chunks:
             while data or (open_frame and not decoder.needs_input):
+                if not open_frame and not (data[0] == ZSTD_MAGIC[0] or 0x50 <= data[0] <= 0x5F):
+                    raise LayerError("something follows the layer's zstd data", hint=_DAMAGED)
                 piece = decoder.decompress(data, PIECE_BYTES)
                 open_frame = True
                 data = b""  # what was not used stays in the decoder

@@ -50,6 +50,7 @@ class RegistryClient:
 
     Args:
         domain: as in references: `docker.io`, `localhost:5000`.
+        transport: sends the requests; many clients may share it.
         insecure: names from the settings (`host` or `host:port`) that may be plain HTTP.
         stop: when set, transfers end with `Stopped` at the next chunk.
     """
@@ -59,8 +60,8 @@ class RegistryClient:
         domain: str,
         credentials: Credentials = ANONYMOUS,
         *,
+        transport: Transport,
         insecure: tuple[str, ...] = (),
-        transport: Transport | None = None,
         policy: RetryPolicy | None = None,
         stop: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -69,10 +70,7 @@ class RegistryClient:
         self._credentials = credentials
         self._policy = policy or RetryPolicy()
         self._stop = stop or threading.Event()
-        self._session = Session(domain, credentials, insecure, transport or Transport(), clock)
-
-    def close(self) -> None:
-        self._session.close()
+        self._session = Session(domain, credentials, insecure, transport, clock)
 
     def ping(self) -> None:
         """Ask whether this is a registry.

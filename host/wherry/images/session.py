@@ -86,9 +86,6 @@ class Session:
         self._challenge: Challenge | None = None
         self._tokens: dict[str, Token] = {}
 
-    def close(self) -> None:
-        self._transport.close()
-
     @contextmanager
     def get(
         self, path: str, headers: dict[str, str], repository: str | None

@@ -10,7 +10,7 @@ import errno
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from wherry.images.reference import (
 from wherry.images.registry import RegistryClient
 from wherry.images.retry import RetryPolicy
 from wherry.images.store_db import ImageRow, LayerRow, StoreDb
+from wherry.images.transport import Transport
 from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -112,6 +113,7 @@ class ImageStore:
         self._settings = settings
         self._limits = limits or ImageLimits()
         self._retry = retry
+        self._transport = Transport()
         with _disk_errors():
             self._root = private_directory(home.root)
             self._ingest = Ingest(home.ingest)
@@ -128,6 +130,7 @@ class ImageStore:
             self._settle()
 
     def close(self) -> None:
+        self._transport.close()
         self._db.close()
 
     # Finding.
@@ -207,12 +210,13 @@ class ImageStore:
         client = RegistryClient(
             reference.domain,
             _credentials(reference.domain, auth),
+            transport=self._transport,
             insecure=self._settings.insecure_registries,
             policy=self._retry,
             stop=reporter.stop,
         )
         shown = reference.digest or reference.tag or ""
-        with _disk_errors(), closing(client):
+        with _disk_errors():
             reporter.say(f"Pulling from {reference.familiar_name}", shown)
             source = RegistrySource(client, reference.path, reference.familiar)
             found = find_image(source, shown, wanted, self._layout, self._limits)
@@ -384,8 +388,7 @@ class ImageStore:
             size=sum(known.data_bytes for known in sizes if known),
             raw_config=found.documents[found.id],
         )
-        self._db.add_image(row, found.layers, objects, tag, digest)
-        self._db.release(holder)
+        self._db.add_image(row, found.layers, objects, tag, digest, holder=holder)
         self._settle()
         return True
 

@@ -207,8 +207,11 @@ class StoreDb:
         objects: Iterable[str],
         tag: str | None,
         digest: tuple[str, str] | None,
+        *,
+        holder: str,
     ) -> None:
-        """Store an image (again) and point names at it, in one transaction."""
+        """Store an image (again), point names at it and end the lease of `holder`, which held the
+        same objects; in one transaction."""
         with self.write() as connection:
             marks = ", ".join("?" * len(_IMAGE_FIELDS))
             updates = ", ".join(f"{name} = excluded.{name}" for name in _IMAGE_FIELDS[1:])
@@ -226,6 +229,7 @@ class StoreDb:
                 "INSERT OR IGNORE INTO image_objects VALUES (?, ?)",
                 [(row.id, name) for name in objects],
             )
+            connection.execute("DELETE FROM leases WHERE holder = ?", (holder,))
             if digest is not None:
                 connection.execute(
                     "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (*digest, row.id)

@@ -32,7 +32,7 @@ class Transport:
         self, *, connect_seconds: float = CONNECT_SECONDS, read_seconds: float = READ_SECONDS
     ) -> None:
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
-        self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def request(
@@ -71,7 +71,7 @@ class Transport:
             self._managers.clear()
 
     def _manager(self, url: str, verify: bool) -> urllib3.PoolManager:
-        key = (proxy_for(url), verify)
+        key = (proxy_for(url), url.startswith("https:"), verify)
         with self._lock:
             if key not in self._managers:
                 self._managers[key] = _new_manager(*key)
@@ -130,12 +130,8 @@ def is_hopeless(error: BaseException, reached: bool) -> bool:
     return isinstance(error, urllib3.exceptions.NewConnectionError) and not reached
 
 
-def _new_manager(proxy: str | None, verify: bool) -> urllib3.PoolManager:
-    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if not verify:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+def _new_manager(proxy: str | None, https: bool, verify: bool) -> urllib3.PoolManager:
+    context = _tls(verify) if https or (proxy or "").startswith("https:") else None
     if proxy is None:
         return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
     parts = urllib.parse.urlsplit(proxy)
@@ -147,3 +143,13 @@ def _new_manager(proxy: str | None, verify: bool) -> urllib3.PoolManager:
     return urllib3.ProxyManager(
         proxy, maxsize=_POOL_SIZE, ssl_context=context, proxy_headers=headers
     )
+
+
+def _tls(verify: bool) -> ssl.SSLContext:
+    """Reading the trust store takes 40 ms, so this is for connections that need it."""
+    if verify:
+        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
