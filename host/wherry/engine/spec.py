@@ -43,6 +43,10 @@ MASKED_PATHS = (
 )  # fmt: skip
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+_OPEN_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
+"""null, zero, full, random, urandom, tty, console, ptmx and the pseudo terminals, major and minor:
+what Docker and runc allow (Documentation/admin-guide/devices.txt)."""
+
 _NAMESPACES = ("mount", "network", "uts", "pid", "ipc", "cgroup")
 
 
@@ -93,7 +97,7 @@ def runtime_spec(container: Container, facts: Facts) -> Json:
         "mounts": _mounts(host_config, privileged),
         "linux": {
             "namespaces": _namespaces(host_config),
-            "resources": _resources(host_config),
+            "resources": _resources(host_config) | {"devices": _device_rules(privileged)},
             "maskedPaths": [] if privileged else list(MASKED_PATHS),
             "readonlyPaths": [] if privileged else list(READONLY_PATHS),
         },
@@ -253,6 +257,21 @@ def _resources(host_config: Mapping[str, Any]) -> Json:
     if (pids := host_config.get("PidsLimit")) and pids > 0:
         resources["pids"] = {"limit": pids}
     return resources
+
+
+def _device_rules(privileged: bool) -> list[Json]:
+    """Every node may be made, few may be opened: the machine's disks are among the others.
+
+    No rules at all: everything is allowed.
+    """
+    if privileged:
+        return []
+    rules: list[Json] = [{"allow": False, "access": "rwm"}]
+    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
+    for major, minor in _OPEN_DEVICES:
+        rule = {"allow": True, "type": "c", "major": major, "access": "rwm"}
+        rules.append(rule if minor is None else rule | {"minor": minor})
+    return rules
 
 
 def _cpu(host_config: Mapping[str, Any]) -> Json:
