@@ -7,7 +7,6 @@ directory in the system's temporary folder named after the user and a hash of th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -165,5 +164,7 @@ def _socket_root(machine_root: Path) -> Path:
     longest = os.fsencode(machine_root / _LONGEST_SOCKET_NAME)
     if sys.platform == "win32" or len(longest) <= SOCKET_PATH_LIMIT:
         return machine_root
+    import hashlib  # here: it is slow to import, and short paths do not need it
+
     tag = hashlib.sha256(os.fsencode(machine_root)).hexdigest()[:12]
     return Path("/tmp", f"wherry-{os.getuid()}-{tag}")

@@ -14,8 +14,8 @@ from wherry.api.streams import log_bytes
 from wherry.api.timefmt import parse_time, rfc3339
 from wherry.cli import template
 from wherry.cli.options import ContainerOptions
+from wherry.cli.output import signal_name
 from wherry.cli.progress import split_name
-from wherry.cli.session import signal_name
 from wherry.detachkeys import DetachScanner, parse_keys
 from wherry.errors import InvalidInput
 from wherry.units import human_duration, human_size, parse_size

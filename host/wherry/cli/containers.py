@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from wherry.cli.app import App, pass_app
-from wherry.cli.output import print_objects, print_rows
-from wherry.cli.session import demultiplex, signal_name, write_all
+from wherry.cli.output import demultiplex, print_objects, print_rows, signal_name, write_all
 from wherry.client import EngineError
 from wherry.errors import InvalidInput, NotFound, WherryError
 from wherry.units import human_duration

@@ -11,8 +11,7 @@ import click
 
 from wherry.cli import progress
 from wherry.cli.app import App, pass_app
-from wherry.cli.output import print_objects, print_rows
-from wherry.cli.session import write_all
+from wherry.cli.output import print_objects, print_rows, write_all
 from wherry.client import Client
 from wherry.errors import Conflict, NotFound, WherryError
 

@@ -1,17 +1,25 @@
-"""Tables and `--format`, as Docker prints them."""
+"""What commands print: tables and `--format` as Docker has them, and containers' raw bytes.
+
+Most commands import this and end at once: what is slow to import stays out.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from wherry.cli import template
+from wherry.errors import InvalidInput
 
 Row = Mapping[str, Any]
 _GAP = 3
+_HEADER = struct.Struct(">BxxxI")
+"""Docker's multiplexed stream: stream number and length of what follows."""
 
 
 def print_rows(
@@ -47,6 +55,40 @@ def print_objects(objects: Sequence[Any], format: str | None) -> None:
         return
     for item in objects:
         click.echo(json.dumps(item) if format == "json" else template.render(format, item))
+
+
+def demultiplex(chunks: Iterator[bytes]) -> None:
+    """Docker's multiplexed stream to our standard output and standard error."""
+    buffer = bytearray()
+    for chunk in chunks:
+        buffer += chunk
+        position = 0
+        while len(buffer) - position >= _HEADER.size:
+            stream, length = _HEADER.unpack_from(buffer, position)
+            end = position + _HEADER.size + length
+            if len(buffer) < end:
+                break
+            write_all(2 if stream == 2 else 1, bytes(buffer[position + _HEADER.size : end]))
+            position = end
+        del buffer[:position]
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write everything: a pipe may take less than it was given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def signal_name(text: str) -> str:
+    """`SIGTERM`, `TERM` or `15` as `SIGTERM`-like text for the engine. Raises InvalidInput."""
+    name = text.upper()
+    if name.isdigit():
+        return name
+    name = name if name.startswith("SIG") else f"SIG{name}"
+    if len(name) <= 3:
+        raise InvalidInput(f"{text!r} is not a signal")
+    return name
 
 
 def _print_template_table(rows: Sequence[Row], columns: Mapping[str, str], text: str) -> None:

@@ -10,18 +10,15 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from wherry.cli.output import demultiplex, write_all
 from wherry.detachkeys import DEFAULT, DetachScanner, parse_keys
-from wherry.errors import InvalidInput
-from wherry.osutil.terminal import on_resize, raw_mode, terminal_size
 
 READ_SIZE = 256 * 1024
-_HEADER = struct.Struct(">BxxxI")
 _FORCED_EXIT = 130
 _INTERRUPTS_TO_FORCE = 3
 """As Docker's client: the third Ctrl-C ends the client when the container does not react."""
@@ -49,6 +46,8 @@ class Session:
 
     def run(self, connection: socket.socket, early: bytes) -> bool:
         """Copy until the output ends. True when the user detached. Closes the connection."""
+        from wherry.osutil.terminal import on_resize, raw_mode, terminal_size  # see output.py
+
         pump = _Pump(self, connection)
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
@@ -103,40 +102,6 @@ class _Pump:
                 yield data
         except ConnectionError:
             return  # the engine ended: what came after is in the log
-
-
-def demultiplex(chunks: Iterator[bytes]) -> None:
-    """Docker's multiplexed stream to our standard output and standard error."""
-    buffer = bytearray()
-    for chunk in chunks:
-        buffer += chunk
-        position = 0
-        while len(buffer) - position >= _HEADER.size:
-            stream, length = _HEADER.unpack_from(buffer, position)
-            end = position + _HEADER.size + length
-            if len(buffer) < end:
-                break
-            write_all(2 if stream == 2 else 1, bytes(buffer[position + _HEADER.size : end]))
-            position = end
-        del buffer[:position]
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything: a pipe may take less than it was given."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def signal_name(text: str) -> str:
-    """`SIGTERM`, `TERM` or `15` as `SIGTERM`-like text for the engine. Raises InvalidInput."""
-    name = text.upper()
-    if name.isdigit():
-        return name
-    name = name if name.startswith("SIG") else f"SIG{name}"
-    if len(name) <= 3:
-        raise InvalidInput(f"{text!r} is not a signal")
-    return name
 
 
 @contextlib.contextmanager
