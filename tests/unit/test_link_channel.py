@@ -86,7 +86,7 @@ class CuttableTransport:
                 self._loop.call_soon(self.receiver.connection_lost, None)
 
     def cut(self, lose: int) -> int:
-        """End the connection; returns how many bytes were lost, up to `lose` of them the guest's."""
+        """End the connection, losing up to `lose` bytes of the guest's; returns how many were."""
         lost = len(self._pending)
         self.close()
         while lose > 0:
@@ -591,7 +591,7 @@ def test_the_guest_is_told_when_everything_has_arrived() -> None:
     settled = threading.Event()
 
     async def test() -> None:
-        async with linked() as (link, guest, _):
+        async with linked() as (_, guest, _):
             guest.do(lambda: guest.channel.emit("e", {}))
             guest.do(lambda: guest.channel.when_settled(settled.set, timeout=DEADLINE))
             await until(settled.is_set, "when_settled")
