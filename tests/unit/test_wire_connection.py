@@ -76,12 +76,9 @@ def test_a_message_longer_than_a_frame_arrives_whole() -> None:
     pair.host.call("a", {"text": text})
     pair.host.call("b", {})
     pair.settle()
-    calls = pair.taken_events()[1]
-    assert [
-        (call.method, call.params) for call in calls if isinstance(call, wire.CallReceived)
-    ] == [
-        ("a", {"text": text}),
-        ("b", {}),
+    assert pair.taken_events()[1] == [
+        wire.CallReceived(1, "a", {"text": text}),
+        wire.CallReceived(2, "b", {}),
     ]
 
 
@@ -170,7 +167,7 @@ def test_credit_stops_a_sender_until_the_data_is_consumed() -> None:
 
 def test_a_stalled_stream_does_not_hold_up_a_busy_one() -> None:
     pair = opened()
-    stalled_here, stalled = stream_pair(pair)
+    _, stalled = stream_pair(pair)
     busy_here, busy = stream_pair(pair)
     pair.guest.send(stalled, bytes(4 * wire.WINDOW))
     moved, writable = 0, True
@@ -254,8 +251,10 @@ def test_bytes_lost_within_a_connection_are_sent_again(data: st.DataObject) -> N
             pair.move(data.draw(st.integers(0, 70_000)), data.draw(st.integers(0, 70_000)))
         for way in (pair.to_guest, pair.to_host):
             start = data.draw(st.integers(0, 5000))
+            lost = data.draw(st.integers(1, 100_000))
             garbage = data.draw(st.binary(max_size=50))
-            way[start : start + data.draw(st.integers(1, 100_000))] = garbage
+            if len(garbage) != len(way[start : start + lost]):  # bytes are lost, never altered
+                way[start : start + lost] = garbage
     for _ in range(100):
         traffic.finish()
         if all(half.complete or half.reset for half in traffic.halves):

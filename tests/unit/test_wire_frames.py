@@ -75,7 +75,7 @@ def test_a_damaged_header_is_never_believed(payload: bytes, place: int, flip: in
 def test_a_length_beyond_the_types_limit_makes_no_frame() -> None:
     for type, limit in frames.LIMITS.items():
         header = frames.encode_header(type, 0, 0, limit + 1, TAG, 1, 0)
-        found, parser = parse(header, encode(b"after", 2))
+        found, _ = parse(header, encode(b"after", 2))
         assert [frame.payload for frame in found] == [b"after"], type
     found, _ = parse(frames.encode_header(frames.DATA, 0, 0, 2**32 - 1, TAG, 1, 0), encode(b"x"))
     assert len(found) == 1

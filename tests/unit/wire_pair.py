@@ -1,7 +1,7 @@
 """Two `Connection`s and a transport that loses data at every cut, as virtio-serial does; no I/O.
 
-`LossyPair` moves bytes when it is told to, in pieces of the test's choice; `Traffic` keeps streams in
-both directions busy and knows what must arrive.
+`LossyPair` moves bytes when it is told to, in pieces of the test's choice; `Traffic` keeps streams
+in both directions busy and knows what must arrive.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Traffic:
         self.up: dict[int, Half] = {}
         opened = [pair.host.open_stream() for _ in range(streams)]
         pair.settle()
-        host_events, guest_events = pair.taken_events()
+        _, guest_events = pair.taken_events()
         there = {e.stream.id: e.stream for e in guest_events if isinstance(e, wire.StreamOpened)}
         for here in opened:
             far = there[here.id]
