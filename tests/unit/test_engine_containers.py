@@ -337,7 +337,7 @@ def test_a_failed_start_says_why_in_dockers_words(
         removed = world.engine.containers.waiter("gone", "removed")
         with pytest.raises(StartFailed):
             await world.engine.containers.start("gone")
-        assert (await removed).code == exit_code
+        assert await removed == ExitStatus(exit_code)
 
     play(tmp_path, scene)
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from wherry.engine.failure import start_failure
+from wherry.engine.failure import CONTAINER, start_failure
 from wherry.engine.names import checked_name, find, new_id, random_name
 from wherry.engine.signals import signal_number
 from wherry.errors import AgentError, InvalidInput, NotFound
@@ -86,7 +86,7 @@ def test_start_failures_read_like_dockers(command: str, data: tuple[int, int], e
     error = AgentError(
         "step: E", code="start_failed", data={"exit_code": code, "errno": errno, "step": "step"}
     )
-    failure = start_failure(command, error)
+    failure = start_failure(CONTAINER, command, error)
     assert failure.message.endswith(ending)
     assert failure.exit_code == (code if code in (126, 127) else 125)
     assert failure.http_status == (400 if code in (126, 127) else 500)

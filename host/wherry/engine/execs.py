@@ -16,7 +16,7 @@ from wherry.engine import names
 from wherry.engine.attach import StreamAttachment, wanted_streams
 from wherry.engine.config import check_process
 from wherry.engine.events import EventBus, container_event
-from wherry.engine.failure import SETUP_FAILED, start_failure
+from wherry.engine.failure import EXEC, SETUP_FAILED, start_failure
 from wherry.engine.guest import START_TIMEOUT, Guest, number
 from wherry.engine.model import Attachment, Exec, Json
 from wherry.engine.ports import StreamPort
@@ -197,7 +197,7 @@ class Execs:
         execution = held.execution
         failure = error
         if isinstance(error, AgentError):
-            failure = start_failure(execution.config["Cmd"][0], error)
+            failure = start_failure(EXEC, execution.config["Cmd"][0], error)
         code = failure.exit_code if isinstance(failure, StartFailed) else SETUP_FAILED
         held.execution = replace(execution, running=False, exit_code=code)
         if self._registry.get(execution.container_id) is not None:

@@ -16,13 +16,23 @@ _ENOENT, _ENOEXEC, _EACCES, _EISDIR = 2, 8, 13, 21
 _WORDS = {_ENOEXEC: "exec format error", _EACCES: "permission denied", _EISDIR: "is a directory"}
 
 
-def start_failure(command: str, error: AgentError) -> StartFailed:
-    """The error of a `container.start` or `exec.start` of `command` (its first word)."""
+CONTAINER = "failed to create task for container: "
+EXEC = "OCI runtime exec failed: exec failed: "
+"""How Docker begins: a container's start, an exec's."""
+
+
+def start_failure(beginning: str, command: str, error: AgentError) -> StartFailed:
+    """The error of a `container.start` or `exec.start`.
+
+    Args:
+        beginning: CONTAINER or EXEC.
+        command: its first word.
+    """
     code = error.data.get("exit_code")
     number = error.data.get("errno")
     if code not in (NOT_EXECUTABLE, NOT_FOUND):
         return StartFailed(
-            f"failed to create task for container: {error.message}",
+            f"{beginning}{error.message}",
             exit_code=SETUP_FAILED,
             http_status=500,
         )
@@ -32,7 +42,7 @@ def start_failure(command: str, error: AgentError) -> StartFailed:
     else:
         reason = _WORDS.get(number, error.message) if isinstance(number, int) else error.message
     return StartFailed(
-        "failed to create task for container: unable to start container process: "
+        f"{beginning}unable to start container process: "
         f'error during container init: exec: "{command}": {reason}',
         exit_code=code,
     )

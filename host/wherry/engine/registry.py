@@ -234,9 +234,10 @@ class Registry:
             else:
                 transaction.update_container(container)
         entry.container = container
-        entry.wake(WaitCondition.NEXT_EXIT)
         self.on_exit(entry)
         if remove:
+            # Waiters get the code only: the error is the start's answer, and not a failed wait.
+            entry.container = replace(container, error="")
             self._forget(entry)
 
     def remove(self, entry: Entry) -> None:

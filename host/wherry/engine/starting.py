@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass
 
 from wherry.engine.attach import StreamAttachment
-from wherry.engine.failure import SETUP_FAILED, start_failure
+from wherry.engine.failure import CONTAINER, SETUP_FAILED, start_failure
 from wherry.engine.guest import START_TIMEOUT, Guest, log_end, number, open_log
 from wherry.engine.ports import LinkPort, StreamPort
 from wherry.engine.registry import Entry, Registry
@@ -53,7 +53,7 @@ class Starter:
         try:
             await self._start(entry)
         except AgentError as error:
-            failure = start_failure(entry.container.argv[0], error)
+            failure = start_failure(CONTAINER, entry.container.argv[0], error)
             self._registry.start_failed(entry, failure.exit_code, failure.message)
             raise failure from error
         except WherryError as error:
