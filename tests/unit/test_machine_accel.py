@@ -123,7 +123,16 @@ def test_each_system_has_its_hardware_accelerator(
 def test_hardware_gets_the_hosts_processor_and_emulation_a_rich_one() -> None:
     assert cpu_model("amd64", "kvm") == cpu_model("arm64", "hvf") == "host"
     assert cpu_model("amd64", "tcg").startswith("max")
-    assert accel_option("tcg").startswith("tcg,thread=multi")
+
+
+@pytest.mark.parametrize(
+    ("version", "thread"), [((7, 2, 22), "single"), ((8, 0, 5), "single"), ((8, 1, 0), "multi")]
+)
+def test_emulation_is_parallel_only_where_qemu_survives_patched_code(
+    version: tuple[int, int, int], thread: str
+) -> None:
+    qemu = Qemu(binary=Path("q"), version=version, arch="amd64")
+    assert f"thread={thread}" in accel_option(qemu, "tcg")
 
 
 def test_the_amd64_program_starts_at_the_reset_vector() -> None:

@@ -27,6 +27,14 @@ ACCELERATORS = ("kvm", "hvf", "whpx", "tcg")
 _PROBE_SECONDS = 4.0
 """A good one answers within 0.1 s; a broken one, with the start of QEMU, costs less than 5 s."""
 
+_PARALLEL_TCG = (8, 1, 0)
+"""Before it a page could be translated while another processor patched it (fixed by QEMU's commit
+deba78709a, "Always lock pages before translation"): guests with several processors then die now and
+then of a stale breakpoint ("Oops: int3") in code that Linux patches as it runs."""
+
+_TCG_CACHE_MIB = 256
+"""Translated code; QEMU's default of 1 GiB fills with time and makes nothing quicker here."""
+
 _KVM = Path("/dev/kvm")
 
 _HARDWARE = {"linux": "kvm", "darwin": "hvf", "win32": "whpx"}
@@ -112,7 +120,7 @@ def run_probe(qemu: Qemu, accel: str) -> ProbeResult:
     with tempfile.TemporaryDirectory(prefix="wherry-probe-") as directory:
         program = Path(directory, "program")
         program.write_bytes(payload.amd64_rom() if qemu.arch == "amd64" else payload.arm64_image())
-        argv = [*qemu.command(), *_probe_arguments(qemu.arch, accel, program)]
+        argv = [*qemu.command(), *_probe_arguments(qemu, accel, program)]
         try:
             done = subprocess.run(
                 argv,
@@ -146,19 +154,25 @@ def cpu_model(arch: str, accel: str) -> str:
     return "max,pauth-impdef=on" if accel == "tcg" else "host"
 
 
-def accel_option(accel: str) -> str:
-    """The `-accel` of machines and probes; Hyper-V's x86 guests need QEMU's own interrupt chips."""
+def accel_option(qemu: Qemu, accel: str) -> str:
+    """The `-accel` of machines and probes.
+
+    Emulation has a thread per processor only where that is safe. Hyper-V's x86 guests need QEMU's own
+    interrupt chips.
+    """
     if accel == "tcg":
-        return "tcg,thread=multi"
-    if accel == "whpx" and host_arch() == "amd64":
+        thread = "multi" if qemu.version >= _PARALLEL_TCG else "single"
+        return f"tcg,thread={thread},tb-size={_TCG_CACHE_MIB}"
+    if accel == "whpx" and qemu.arch == "amd64":
         return "whpx,kernel-irqchip=off"
     return accel
 
 
-def _probe_arguments(arch: str, accel: str, program: Path) -> list[str]:
-    common = ["-accel", accel_option(accel), "-cpu", cpu_model(arch, accel), "-m", "64"]
+def _probe_arguments(qemu: Qemu, accel: str, program: Path) -> list[str]:
+    cpu = cpu_model(qemu.arch, accel)
+    common = ["-accel", accel_option(qemu, accel), "-cpu", cpu, "-m", "64"]
     common += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-    if arch == "amd64":
+    if qemu.arch == "amd64":
         port = f"isa-debug-exit,iobase={payload.AMD64_EXIT_PORT:#x},iosize=1"
         return ["-M", "q35", *common, "-bios", os.fspath(program), "-device", port]
     return ["-M", "virt", *common, "-kernel", os.fspath(program), "-serial", "stdio"]

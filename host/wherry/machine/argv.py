@@ -88,7 +88,7 @@ def _board(spec: VmSpec) -> list[str]:
 
 def _processor(spec: VmSpec) -> list[str]:
     return [
-        *("-accel", accel_option(spec.accel)),
+        *("-accel", accel_option(spec.qemu, spec.accel)),
         *("-cpu", cpu_model(spec.qemu.arch, spec.accel)),
         *("-smp", str(spec.cpus)),
         *("-m", str(spec.memory_mib)),

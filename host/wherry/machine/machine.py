@@ -375,7 +375,9 @@ class Machine:
     async def _shut_down(self, running: _Running, grace: float) -> None:
         self._move(MachineState.STOPPING)
         try:
-            await running.link.call("system.shutdown", {"timeout": grace}, timeout=grace + 10.0)
+            await running.link.call(
+                "system.shutdown", {"timeout": round(grace)}, timeout=grace + 10.0
+            )
             async with asyncio.timeout(grace + _POWER_OFF_TIMEOUT):
                 await running.vm.qmp.wait_closed()
         except (LinkError, TimeoutError) as error:
