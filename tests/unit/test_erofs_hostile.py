@@ -346,6 +346,14 @@ def test_a_bomb_of_holes_costs_nothing_and_a_larger_one_is_refused() -> None:
                 write_erofs(io.BytesIO(tar), out, uuid=UUID)
 
 
+def test_xattrs_of_directories_count_against_memory() -> None:
+    header = pax_header((b"SCHILY.xattr.user.a", b"v" * 60_000))
+    tar = b"".join(header + raw_header(b"d%d/" % i, b"5") for i in range(10)) + END
+    image_of(tar)
+    with pytest.raises(LayerError, match="more than 500000 bytes of memory"):
+        image_of(tar, Limits(tree_bytes=500_000))
+
+
 def test_a_chunk_of_a_bomb_counts_against_the_image_s_limit() -> None:
     header = pax_header((b"GNU.sparse.size", b"%d" % (1 << 54)), (b"GNU.sparse.map", b"0,512"))
     tar = header + raw_header(b"f", size=512) + bytes(512) + END
@@ -366,7 +374,7 @@ SEED = tar_of(
     member("dev", tarfile.CHRTYPE, devmajor=1, devminor=3),
 ).rstrip(b"\0") + bytes(1024)
 SMALL = Limits(
-    entries=1000, name_bytes=1 << 16, depth=64, header_bytes=1 << 16, image_bytes=1 << 24
+    entries=1000, tree_bytes=1 << 19, depth=64, header_bytes=1 << 16, image_bytes=1 << 24
 )
 
 
@@ -380,7 +388,7 @@ def fixed(data: bytes) -> bytes:
     return bytes(blocks)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(1, 30), st.booleans())
 def test_mutated_layers_are_read_or_refused_and_nothing_else(
     seed: int, count: int, repair: bool
@@ -444,7 +452,7 @@ def made_by(kind: str, name: str, target: str = "") -> tuple:
     return member(name, data=name.encode() * 100)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(operation, max_size=25))
 def test_any_order_of_entries_gives_a_consistent_image(operations: list[tuple]) -> None:
     """The reader checks links, counts, order and blocks; entries that are refused are left out."""

@@ -167,6 +167,18 @@ def test_xattrs_are_bytes_and_may_be_empty() -> None:
     assert entry.xattrs == [(b"security.capability", b"\0\1\n=\xff"), (b"user.e", b"")]
 
 
+def test_a_second_pax_header_takes_the_first_one_s_place() -> None:
+    first = pax_header((b"uid", b"7"), (b"SCHILY.xattr.user.a", b"x"))
+    entry = one(first + pax_header((b"gid", b"8")) + raw_header(b"f") + END)
+    assert (entry.uid, entry.gid, entry.xattrs) == (0, 8, None)
+
+
+def test_gnu_long_names_win_over_pax_paths() -> None:
+    name = raw_header(b"././@LongLink", b"L", 5) + padded(b"long\0")
+    entry = one(name + pax_header((b"path", b"pax")) + raw_header(b"f") + END)
+    assert entry.name == b"long"
+
+
 def test_global_pax_headers_are_passed_over() -> None:
     header = pax_header((b"path", b"evil"), (b"uid", b"7"), kind=b"g")
     entry = one(header + raw_header(b"f") + END)

@@ -13,31 +13,47 @@ without contents (link, directory, device) is ignored, an archive may end withou
 
 from __future__ import annotations
 
-import re
 import struct
-from dataclasses import dataclass
 from typing import BinaryIO
 from zlib import adler32
 
-from wherry.errors import InvalidInput
+from wherry.images.tar_entry import (
+    BLOCK,
+    BLOCK_DEVICE,
+    CHARACTER,
+    CONTIGUOUS,
+    DIRECTORY,
+    FIFO,
+    GNU_LONG_LINK,
+    GNU_LONG_NAME,
+    GNU_SPARSE,
+    HARD_LINK,
+    PAX,
+    PAX_GLOBAL,
+    REGULAR,
+    REGULAR_V7,
+    SYMLINK,
+    LayerError,
+    TarEntry,
+    TarLimits,
+    shown,
+)
+from wherry.images.tar_pax import Extra, pax_records
 
-BLOCK = 512
-
-# Type flags: POSIX "ustar", then GNU's.
-REGULAR = b"0"
-REGULAR_V7 = b"\0"
-HARD_LINK = b"1"
-SYMLINK = b"2"
-CHARACTER = b"3"
-BLOCK_DEVICE = b"4"
-DIRECTORY = b"5"
-FIFO = b"6"
-CONTIGUOUS = b"7"
-PAX = b"x"
-PAX_GLOBAL = b"g"
-GNU_LONG_NAME = b"L"
-GNU_LONG_LINK = b"K"
-GNU_SPARSE = b"S"
+__all__ = [
+    "BLOCK_DEVICE",
+    "CHARACTER",
+    "DIRECTORY",
+    "FIFO",
+    "HARD_LINK",
+    "REGULAR",
+    "SYMLINK",
+    "LayerError",
+    "TarEntry",
+    "TarLimits",
+    "TarReader",
+    "shown",
+]
 
 _WITH_DATA = frozenset((REGULAR, REGULAR_V7, CONTIGUOUS, GNU_SPARSE))
 _WITHOUT_DATA = frozenset((HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
@@ -50,7 +66,6 @@ _ABOUT_THE_NEXT = frozenset((PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK))
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _USTAR = b"ustar\0"
 _CHECKSUM_AT = 148
-_PREFIX_AT = 345
 
 # GNU's old sparse header: four (offset, length) pairs, a continuation flag, the real size;
 # continuation blocks have 21 pairs and a flag.
@@ -61,76 +76,7 @@ _SPARSE_PAIR = 24
 _READ_SIZE = 1 << 20
 _NUMBER_CACHE = 4096
 _END = bytes(BLOCK)
-_DECIMAL_TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
-_XATTR = b"SCHILY.xattr."
 _MAX_SIZE = (1 << 63) - 1
-
-
-class LayerError(InvalidInput):
-    """The layer is damaged, hostile or of a kind that cannot be represented; names the entry."""
-
-
-@dataclass(frozen=True, slots=True)
-class TarLimits:
-    """What an archive may ask of the reader's memory.
-
-    Attributes:
-        header_bytes: of one pax header, GNU long name or sparse map (Go's archive/tar: 1 MiB).
-    """
-
-    header_bytes: int = 1 << 20
-
-
-class TarEntry:
-    """One member of an archive.
-
-    Attributes:
-        name, link: raw bytes as in the archive (pax and GNU long names applied).
-        kind: the type flag; REGULAR for everything with contents, DIRECTORY for V7 directories.
-        mode: the low 12 bits. uid, gid, major, minor: not negative, not otherwise bounded.
-        size: bytes of the file as its reader sees it, holes included; 0 for other kinds.
-        mtime, mtime_ns: seconds since the epoch (may be negative), nanoseconds above them.
-        xattrs: (name, value) pairs of `SCHILY.xattr.*`, or None.
-        segments: for a sparse file the (offset, length) runs that are stored, ascending and within
-            `size`; None for other files.
-    """
-
-    __slots__ = (
-        "gid",
-        "kind",
-        "link",
-        "major",
-        "minor",
-        "mode",
-        "mtime",
-        "mtime_ns",
-        "name",
-        "segments",
-        "size",
-        "uid",
-        "xattrs",
-    )
-
-    def __init__(self, name: bytes, kind: bytes, mode: int, uid: int, gid: int) -> None:
-        self.name = name
-        self.kind = kind
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
-        self.size = 0
-        self.mtime = 0
-        self.mtime_ns = 0
-        self.link = b""
-        self.major = 0
-        self.minor = 0
-        self.xattrs: list[tuple[bytes, bytes]] | None = None
-        self.segments: list[tuple[int, int]] | None = None
-
-
-def shown(name: bytes) -> str:
-    """A name from an archive, quoted and shortened for a message."""
-    text = name.decode("utf-8", "backslashreplace")
-    return repr(text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}")
 
 
 class TarReader:
@@ -163,7 +109,7 @@ class TarReader:
         if self._left or self._pad:
             self._skip(self._left + self._pad)
             self._left = self._pad = 0
-        extra: _Extra | None = None
+        extra: Extra | None = None
         while True:
             header = self._block()
             if not header or header == _END:
@@ -179,7 +125,7 @@ class TarReader:
                 self._special(fields)
                 continue
             if extra is None:
-                extra = _Extra()
+                extra = Extra()
             self._extend(extra, kind, self._special(fields))
 
     def read(self, most: int) -> bytes:
@@ -320,7 +266,7 @@ class TarReader:
 
     # Entries.
 
-    def _entry(self, header: bytes, fields: tuple[bytes, ...], extra: _Extra | None) -> TarEntry:
+    def _entry(self, header: bytes, fields: tuple[bytes, ...], extra: Extra | None) -> TarEntry:
         name, mode, uid, gid, size, mtime, _, kind, link, magic, major, minor, prefix = fields
         number = self._number
         name = name.split(b"\0", 1)[0]
@@ -351,7 +297,7 @@ class TarReader:
             raise LayerError(f"{shown(entry.name)} is of an unknown type: {kind!r}")
         return entry
 
-    def _with_data(self, entry: TarEntry, header: bytes, stored: int, extra: _Extra | None) -> None:
+    def _with_data(self, entry: TarEntry, header: bytes, stored: int, extra: Extra | None) -> None:
         entry.size = self._left = stored
         self._pad = -stored % BLOCK
         kind = entry.kind
@@ -363,7 +309,9 @@ class TarReader:
         if kind == GNU_SPARSE:
             self._old_sparse(entry, header)
         elif extra is not None and extra.sparse is not None:
-            entry.segments, entry.size = extra.sparse.segments(self, entry)
+            entry.segments, entry.size = extra.sparse.segments(
+                entry, self.read_exactly, self._limits.header_bytes
+            )
         if entry.segments is not None:
             _check_segments(entry, self._left)
 
@@ -406,188 +354,15 @@ class TarReader:
         self._skip(-size % BLOCK)
         return data
 
-    def _extend(self, extra: _Extra, kind: bytes, data: bytes) -> None:
+    def _extend(self, extra: Extra, kind: bytes, data: bytes) -> None:
         if kind == GNU_LONG_NAME:
-            extra.name = data.split(b"\0", 1)[0]
+            extra.long_name = data.split(b"\0", 1)[0]
         elif kind == GNU_LONG_LINK:
-            extra.link = data.split(b"\0", 1)[0]
+            extra.long_link = data.split(b"\0", 1)[0]
         else:
+            extra.begin()
             for key, value in pax_records(data, self._name):
                 extra.record(key, value, self._name)
-
-
-def pax_records(data: bytes, after: bytes = b"") -> list[tuple[bytes, bytes]]:
-    """The records of a pax header ("%d %s=%s\\n"), in order.
-
-    Raises:
-        LayerError: a record is malformed; the message says after which entry (`after`).
-    """
-    records = []
-    pos = 0
-    while pos < len(data):
-        space = data.find(b" ", pos, pos + 12)
-        digits = data[pos:space]
-        end = pos + int(digits) if space > 0 and digits.isdigit() else 0
-        equals = data.find(b"=", space, end)
-        if end > len(data) or equals <= space + 1 or data[end - 1] != 0x0A:
-            raise LayerError(f"a malformed pax header stands after {shown(after)}")
-        records.append((data[space + 1 : equals], data[equals + 1 : end - 1]))
-        pos = end
-    return records
-
-
-class _Extra:
-    """What pax and GNU headers say about the entry that follows them."""
-
-    __slots__ = ("gid", "link", "mtime", "name", "size", "sparse", "uid", "xattrs")
-
-    def __init__(self) -> None:
-        self.name: bytes | None = None
-        self.link: bytes | None = None
-        self.size: int | None = None
-        self.uid: int | None = None
-        self.gid: int | None = None
-        self.mtime: tuple[int, int] | None = None
-        self.xattrs: dict[bytes, bytes] | None = None
-        self.sparse: _PaxSparse | None = None
-
-    def record(self, key: bytes, value: bytes, after: bytes) -> None:
-        """Take one pax record; keys that say nothing to us are passed over, as POSIX wants."""
-        if key.startswith(_XATTR):
-            if self.xattrs is None:
-                self.xattrs = {}
-            self.xattrs[key[len(_XATTR) :]] = value
-        elif key.startswith(b"GNU.sparse."):
-            if self.sparse is None:
-                self.sparse = _PaxSparse()
-            self.sparse.record(key[len(b"GNU.sparse.") :], value, after)
-        elif not value:  # POSIX: an empty value takes an earlier one back
-            if key in _PAX_FIELDS:
-                setattr(self, _PAX_FIELDS[key], None)
-        elif key == b"path" or key == b"linkpath":
-            if b"\0" in value:
-                raise LayerError(f"a pax {key.decode()} after {shown(after)} has a NUL in it")
-            setattr(self, _PAX_FIELDS[key], value)
-        elif key == b"mtime":
-            self.mtime = _decimal_time(value, after)
-        elif key in _PAX_FIELDS:
-            setattr(self, _PAX_FIELDS[key], decimal(value, key, after))
-
-    def apply(self, entry: TarEntry) -> None:
-        if self.name is not None:
-            entry.name = self.name
-        if self.sparse is not None and self.sparse.name is not None:
-            entry.name = self.sparse.name
-        if self.link is not None:
-            entry.link = self.link
-        if self.uid is not None:
-            entry.uid = self.uid
-        if self.gid is not None:
-            entry.gid = self.gid
-        if self.mtime is not None:
-            entry.mtime, entry.mtime_ns = self.mtime
-        if self.xattrs is not None:
-            entry.xattrs = list(self.xattrs.items())
-
-
-_PAX_FIELDS = {
-    b"path": "name",
-    b"linkpath": "link",
-    b"size": "size",
-    b"uid": "uid",
-    b"gid": "gid",
-    b"mtime": "mtime",
-}
-
-
-class _PaxSparse:
-    """GNU's sparse files in pax archives, formats 0.0, 0.1 and 1.0."""
-
-    __slots__ = ("_last_offset", "_numbers", "_real_size", "_version", "name")
-
-    def __init__(self) -> None:
-        self.name: bytes | None = None
-        self._real_size: int | None = None
-        self._version = [0, 0]
-        self._numbers: list[int] = []
-        self._last_offset: int | None = None
-
-    def record(self, key: bytes, value: bytes, after: bytes) -> None:
-        if key == b"name":
-            if b"\0" in value or not value:
-                raise LayerError(f"a sparse file's name after {shown(after)} is malformed")
-            self.name = value
-        elif key == b"map":  # 0.1
-            self._numbers = [
-                decimal(part, b"sparse map", after) for part in value.split(b",") if value
-            ]
-        elif key == b"size" or key == b"realsize":
-            self._real_size = decimal(value, key, after)
-        elif key == b"offset":  # 0.0: offset and numbytes take turns
-            self._last_offset = decimal(value, key, after)
-        elif key == b"numbytes":
-            if self._last_offset is None:
-                raise LayerError(f"a sparse map after {shown(after)} is malformed")
-            self._numbers += (self._last_offset, decimal(value, key, after))
-            self._last_offset = None
-        elif key == b"major":
-            self._version[0] = decimal(value, key, after)
-        elif key == b"minor":
-            self._version[1] = decimal(value, key, after)
-
-    def segments(self, reader: TarReader, entry: TarEntry) -> tuple[list[tuple[int, int]], int]:
-        """The stored runs and the file's size; takes a 1.0 map off the front of the data."""
-        if self._version == [1, 0]:
-            numbers = self._map_in_data(reader, entry)
-        elif self._version in ([0, 0], [0, 1]):
-            numbers = self._numbers
-        else:
-            raise LayerError(f"{shown(entry.name)} is sparse in an unknown format: {self._version}")
-        if self._real_size is None or len(numbers) % 2:
-            raise LayerError(f"{shown(entry.name)} has an incomplete sparse map")
-        return list(zip(numbers[::2], numbers[1::2], strict=True)), self._real_size
-
-    def _map_in_data(self, reader: TarReader, entry: TarEntry) -> list[int]:
-        """1.0: decimal numbers, one a line, the count of pairs first, padded to whole blocks."""
-        numbers: list[int] = []
-        rest = b""
-        wanted = 1
-        taken = 0
-        while len(numbers) < wanted:
-            taken += BLOCK
-            if taken > reader._limits.header_bytes:
-                raise LayerError(f"{shown(entry.name)} has too long a sparse map")
-            *lines, rest = (rest + reader.read_exactly(BLOCK)).split(b"\n")
-            for line in lines[: wanted - len(numbers)] if numbers else lines:
-                numbers.append(decimal(line, b"sparse map", entry.name))
-                if len(numbers) == 1:
-                    wanted = 1 + 2 * numbers[0]
-                if len(numbers) == wanted:
-                    break
-        return numbers[1:]
-
-
-def decimal(value: bytes, what: bytes, after: bytes) -> int:
-    """A decimal number of a pax record."""
-    if not value.isdigit() or len(value) > 20:
-        raise LayerError(
-            f"the pax record {what.decode('utf-8', 'backslashreplace')} after {shown(after)} "
-            f"is not a number: {value[:40]!r}"
-        )
-    return int(value)
-
-
-def _decimal_time(value: bytes, after: bytes) -> tuple[int, int]:
-    """Seconds with a fraction, rounded down to nanoseconds, exact where floats are not."""
-    match = _DECIMAL_TIME.fullmatch(value)
-    if match is None:
-        raise LayerError(f"the pax mtime after {shown(after)} is not a time: {value[:40]!r}")
-    sign, seconds, fraction = match.groups()
-    fraction = fraction or b""
-    nanoseconds = int(seconds) * 10**9 + int(fraction[:9].ljust(9, b"0"))
-    if sign:
-        nanoseconds = -nanoseconds - (1 if fraction[9:].strip(b"0") else 0)
-    return divmod(nanoseconds, 10**9)
 
 
 def _check_segments(entry: TarEntry, stored: int) -> None:

@@ -2,6 +2,7 @@
 
 First every directory gets its place, parents before children, then all are written in that order.
 Small ones live behind their inode; of larger ones only the last block does, where it fits.
+What can be computed twice is not kept: there may be a million directories.
 """
 
 from __future__ import annotations
@@ -20,19 +21,80 @@ _ROOT_ROOM = BLOCK_SIZE - ROOT_AT
 _S_IFDIR = 0o040000
 
 
-class _Placed:
-    """A directory with its names in order, their split into blocks, and where its parts go."""
+def write_directories(
+    tree: Tree, sink: Sink, *, bodies: Mapping[Directory, bytes], whiteout: int, number: int
+) -> bytes:
+    """Append all directories to `sink`, which ends at a block's end.
 
-    __slots__ = ("address", "body", "directory", "full", "inline", "names", "starts", "used")
+    Args:
+        bodies: xattr bodies of those directories that have one.
+        whiteout: the leaf of the shared whiteout inode.
+        number: i_ino of the last inode so far.
 
-    def __init__(self, directory: Directory, body: bytes, room: int) -> None:
+    Returns:
+        What belongs at ROOT_AT: the root's inode, its xattrs and inline entries.
+    """
+    directories = list(tree.walk())
+    addresses = _place(directories, bodies, sink.end)
+    for directory in addresses:
+        plan = _Plan(directory, bodies.get(directory, b""))
+        for index in range(plan.full):
+            sink.append(plan.block(index, whiteout))
+            sink.pad()
+    root = b""
+    for directory in directories:
+        number += 1
+        plan = _Plan(directory, bodies.get(directory, b""))
+        data = plan.inode(number, addresses.get(directory, layout.NULL_ADDRESS))
+        if plan.inline:
+            data += plan.block(len(plan.starts) - 1, whiteout)
+        if directory is tree.root:
+            root = data
+        else:
+            sink.skip(directory.nid * SLOT - sink.end)
+            sink.append(data)
+    sink.pad()
+    return root
+
+
+def _place(
+    directories: list[Directory], bodies: Mapping[Directory, bytes], at: int
+) -> dict[Directory, int]:
+    """Give every directory its nid, and those with whole blocks the first block's number.
+
+    From `at` on come first all whole blocks, then all inodes but the root's.
+    """
+    addresses: dict[Directory, int] = {}
+    sizes = []
+    for directory in directories:
+        plan = _Plan(directory, bodies.get(directory, b""))
+        sizes.append(plan.size)
+        if plan.full:
+            addresses[directory] = at // BLOCK_SIZE
+            at += plan.full * BLOCK_SIZE
+    directories[0].nid = ROOT_AT // SLOT
+    for directory, size in zip(directories[1:], sizes[1:], strict=True):
+        # Inline entries must not cross a block's end; an inode that is larger has none.
+        if size <= BLOCK_SIZE < at % BLOCK_SIZE + size:
+            at += -at % BLOCK_SIZE
+        directory.nid = at // SLOT
+        at += size + -size % SLOT
+    return addresses
+
+
+class _Plan:
+    """A directory with its names in order, their split into blocks, and what of it is inline."""
+
+    __slots__ = ("body", "directory", "full", "inline", "names", "starts", "used")
+
+    def __init__(self, directory: Directory, body: bytes) -> None:
         self.directory = directory
         self.body = body
         self.names = sorted((*directory.children, b".", b".."))
         self.starts, self.used = layout.split_directory(self.names)
+        room = _ROOT_ROOM if directory.parent is directory else BLOCK_SIZE
         self.inline = INODE_SIZE + len(body) + self.used <= room
         self.full = len(self.starts) - (1 if self.inline else 0)
-        self.address = layout.NULL_ADDRESS
 
     @property
     def size(self) -> int:
@@ -56,75 +118,21 @@ class _Placed:
                 entries.append(whiteout if child == WHITEOUT else child)
         return layout.directory_block(names, entries)
 
-    def inode(self, number: int) -> bytes:
+    def inode(self, number: int, address: int) -> bytes:
         directory = self.directory
         below = sum(isinstance(child, Directory) for child in directory.children.values())
-        return (
-            INODE.pack(
-                layout.FORMAT_INLINE if self.inline else layout.FORMAT_PLAIN,
-                layout.xattr_count(self.body),
-                _S_IFDIR | directory.mode,
-                0,
-                (len(self.starts) - 1) * BLOCK_SIZE + self.used,
-                self.address,
-                number,
-                directory.uid,
-                directory.gid,
-                directory.mtime,
-                directory.mtime_ns,
-                2 + below,
-            )
-            + self.body
+        head = INODE.pack(
+            layout.FORMAT_INLINE if self.inline else layout.FORMAT_PLAIN,
+            layout.xattr_count(self.body),
+            _S_IFDIR | directory.mode,
+            0,
+            (len(self.starts) - 1) * BLOCK_SIZE + self.used,
+            address,
+            number & 0xFFFFFFFF,
+            directory.uid,
+            directory.gid,
+            directory.mtime,
+            directory.mtime_ns,
+            2 + below,
         )
-
-
-def write_directories(
-    tree: Tree, sink: Sink, *, bodies: Mapping[Directory, bytes], whiteout: int, number: int
-) -> bytes:
-    """Append all directories to `sink`, which ends at a block's end.
-
-    Args:
-        bodies: xattr bodies of those directories that have one.
-        whiteout: the leaf of the shared whiteout inode.
-        number: i_ino of the last inode so far.
-
-    Returns:
-        What belongs at ROOT_AT: the root's inode, its xattrs and inline entries.
-    """
-    placed = [
-        _Placed(directory, bodies.get(directory, b""), BLOCK_SIZE if depth else _ROOT_ROOM)
-        for depth, directory in enumerate(tree.walk())
-    ]
-    _number(placed, sink.end)
-    for item in placed:
-        for index in range(item.full):
-            sink.append(item.block(index, whiteout))
-            sink.pad()
-    root = b""
-    for item in placed:
-        number += 1
-        data = item.inode(number)
-        if item.inline:
-            data += item.block(len(item.starts) - 1, whiteout)
-        if item.directory is tree.root:
-            root = data
-            continue
-        sink.skip(item.directory.nid * SLOT - sink.end)
-        sink.append(data)
-    sink.pad()
-    return root
-
-
-def _number(placed: list[_Placed], at: int) -> None:
-    """Give blocks and nids: first all whole blocks from `at` on, then all inodes but the root's."""
-    for item in placed:
-        if item.full:
-            item.address = at // BLOCK_SIZE
-            at += item.full * BLOCK_SIZE
-    placed[0].directory.nid = ROOT_AT // SLOT
-    for item in placed[1:]:
-        # Inline entries must not cross a block's end.
-        if item.inline and at % BLOCK_SIZE + item.size > BLOCK_SIZE:
-            at += -at % BLOCK_SIZE
-        item.directory.nid = at // SLOT
-        at += item.size + -item.size % SLOT
+        return head + self.body

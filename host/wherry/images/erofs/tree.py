@@ -27,6 +27,11 @@ WHITEOUT = -1
 _HOPS_MAX = 40  # Linux's MAXSYMLINKS
 _PATH_MAX = 4096  # Linux's PATH_MAX
 
+# What CPython 3.11 to 3.13 need for a leaf's name, its int and its place in a dict, measured with
+# a million of them; and what a Directory and its dict need on top.
+_LEAF_COST = 120
+_DIRECTORY_COST = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -34,14 +39,14 @@ class Limits:
 
     Attributes:
         entries: files and directories, implied ones included.
-        name_bytes: of all names and symlink targets together.
+        tree_bytes: memory for names, directories, their xattrs and symlink targets, estimated.
         depth: components of a path.
         header_bytes: one pax header, GNU long name or sparse map.
         image_bytes: size of the image.
     """
 
     entries: int = 2_000_000
-    name_bytes: int = 128 << 20
+    tree_bytes: int = 384 << 20
     depth: int = 1024
     header_bytes: int = 1 << 20
     image_bytes: int = 1 << 40
@@ -90,10 +95,10 @@ class Tree:
     """The layer so far. All methods raise LayerError for what a layer must not do."""
 
     __slots__ = (
+        "_cost",
         "_last_name",
         "_last_parent",
         "_limits",
-        "_name_bytes",
         "_nodes",
         "_targets",
         "inodes",
@@ -112,7 +117,7 @@ class Tree:
         self.whiteouts = 0
         self._targets: dict[int, bytes] = {}  # nid -> target of a symlink
         self._nodes = 1
-        self._name_bytes = 0
+        self._cost = 0  # never given back: a layer has no reason to replace what it brought
         self._last_name: bytes | None = None
         self._last_parent = self.root
 
@@ -212,8 +217,9 @@ class Tree:
         if isinstance(child, Directory):
             return child
         directory = Directory(parent, base)
+        self._cost += _DIRECTORY_COST
         if child is None:
-            self._charge(base)
+            self._count(base)
         else:
             # Hidden below and made anew in one layer: what lies below stays hidden.
             directory.opaque = child == WHITEOUT
@@ -228,12 +234,12 @@ class Tree:
         if base in children:
             self._drop(children[base])
         else:
-            self._charge(base)
+            self._count(base)
         children[base] = leaf
         self.inodes += 1
 
     def symlink(self, parent: Directory, base: bytes, leaf: int, target: bytes) -> None:
-        self._name_bytes += len(target)
+        self.charge(len(target) + _LEAF_COST)
         self._targets[leaf >> 3] = target
         self.leaf(parent, base, leaf)
 
@@ -250,17 +256,23 @@ class Tree:
         if isinstance(child, Directory):
             child.opaque = True
         elif child is None:
-            self._charge(base)
+            self._count(base)
             parent.children[base] = WHITEOUT
             self.whiteouts += 1
 
-    def _charge(self, name: bytes) -> None:
+    def charge(self, count: int) -> None:
+        """Note that something of about `count` bytes is kept until the layer's end."""
+        self._cost += count
+        if self._cost > self._limits.tree_bytes:
+            raise LayerError(
+                f"the layer's directories need more than {self._limits.tree_bytes} bytes of memory"
+            )
+
+    def _count(self, name: bytes) -> None:
         self._nodes += 1
-        self._name_bytes += len(name)
         if self._nodes > self._limits.entries:
             raise LayerError(f"the layer has more than {self._limits.entries} entries")
-        if self._name_bytes > self._limits.name_bytes:
-            raise LayerError(f"the layer has more than {self._limits.name_bytes} bytes of names")
+        self.charge(len(name) + _LEAF_COST)
 
     def _drop(self, child: Directory | int) -> None:
         """A name is replaced: forget the leaf, or the directory and all below it."""

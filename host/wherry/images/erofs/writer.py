@@ -120,7 +120,7 @@ class _Writer:
         if kind == tars.REGULAR and base:
             tree.leaf(parent, base, self._regular(entry, reader))
         elif kind == tars.DIRECTORY:
-            _describe(tree.directory(parent, base), entry)
+            self._describe(tree.directory(parent, base), entry)
         elif not base:
             raise LayerError(f"{shown(name)} is the layer's root, but not a directory")
         elif kind == tars.SYMLINK:
@@ -187,6 +187,24 @@ class _Writer:
         tree.links[nid] = tree.whiteouts
         tree.inodes += 1
         return nid << 3 | layout.FT_CHARACTER
+
+    # Directories are written at the end.
+
+    def _describe(self, directory: Directory, entry: TarEntry) -> None:
+        """Give a directory the entry's owner, mode, time and xattrs."""
+        time_fits = -(1 << 63) <= entry.mtime < 1 << 63
+        if not (time_fits and 0 <= entry.uid <= _ID_MAX and 0 <= entry.gid <= _ID_MAX):
+            raise _out_of_range(entry)
+        directory.mode = entry.mode
+        directory.uid = entry.uid
+        directory.gid = entry.gid
+        directory.mtime = entry.mtime
+        directory.mtime_ns = entry.mtime_ns
+        directory.xattrs = None
+        if entry.xattrs:
+            # Packed once here, so that what is too long is said now, by name.
+            self._tree.charge(len(_xattrs(entry)))
+            directory.xattrs = _kept(entry)
 
     # Entries that are not directories: each writes an inode and returns its leaf.
 
@@ -311,24 +329,6 @@ class _Writer:
         except struct.error:
             raise _out_of_range(entry) from None
         return head + body if body else head
-
-
-def _describe(directory: Directory, entry: TarEntry) -> None:
-    """Give a directory the entry's owner, mode, time and xattrs."""
-    if not (
-        0 <= entry.uid <= _ID_MAX
-        and 0 <= entry.gid <= _ID_MAX
-        and -(1 << 63) <= entry.mtime < 1 << 63
-    ):
-        raise _out_of_range(entry)
-    directory.mode = entry.mode
-    directory.uid = entry.uid
-    directory.gid = entry.gid
-    directory.mtime = entry.mtime
-    directory.mtime_ns = entry.mtime_ns
-    directory.xattrs = _kept(entry) if entry.xattrs else None
-    if directory.xattrs:
-        _xattrs(entry)  # so that what is too long is said now, by name
 
 
 def _out_of_range(entry: TarEntry) -> LayerError:
