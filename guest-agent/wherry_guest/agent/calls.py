@@ -49,6 +49,15 @@ class Params:
     def optional_number(self, name: str) -> int | None:
         return self._get(name, int) if self.given(name) else None
 
+    def seconds(self, name: str, default: float) -> float:
+        """A duration, whole or not, that is not negative."""
+        value = self._values.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise CallError("invalid", f"{name} must be a number of seconds")
+        return float(value)
+
     def optional_mapping(self, name: str) -> dict[str, Any] | None:
         return self._get(name, dict) if self.given(name) else None
 

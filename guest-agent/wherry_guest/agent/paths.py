@@ -47,7 +47,7 @@ class Paths:
 
     run: Path = Path("/run/wherry")
     data: Path = Path("/var/lib/wherry")
-    cgroups: Path = Path("/sys/fs/cgroup/wherry")
+    cgroups: Path = Path("/sys/fs/cgroup/containers")
 
     @property
     def setup(self) -> Path:

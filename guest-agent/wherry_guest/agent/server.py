@@ -22,7 +22,7 @@ from wherry_guest.agent.layers import LayerError, Layers, layer_from
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.system import System
 from wherry_guest.agent.tasks import run
-from wherry_guest.channel import Call, CallError, Channel, Handler
+from wherry_guest.channel import DEFERRED, Call, CallError, Channel, Handler
 from wherry_guest.core.syscalls import Kernel
 from wherry_guest.loop import Loop
 from wherry_guest.zygote import (
@@ -38,7 +38,8 @@ from wherry_guest.zygote import (
 DIGEST_VARIABLE: Final = "WHERRY_AGENT_DIGEST"
 """PID 1 sets it for an agent that replaced another one."""
 
-SHUTDOWN_TIMEOUT: Final = 10
+SHUTDOWN_TIMEOUT: Final = 10.0
+"""Seconds, where the call does not say."""
 
 
 class Agent:
@@ -195,7 +196,7 @@ class Agent:
     def _shutdown(self, values: dict[str, Any], call: Call) -> object:
         from wherry_guest.agent.power import shut_down  # here: once in a machine's life
 
-        timeout = Params(values).optional_number("timeout")
+        timeout = Params(values).seconds("timeout", SHUTDOWN_TIMEOUT)
         if self._shutting_down:
             return None
         self._shutting_down = True
@@ -209,12 +210,10 @@ class Agent:
                 self._get_channel(),
                 self._containers,
                 self._layers,
-                SHUTDOWN_TIMEOUT if timeout is None else timeout,
+                timeout,
             )
         )
-        done.when_settled(done.result)
-        from wherry_guest.channel import DEFERRED
-
+        done.when_settled(done.result)  # a failure is a bug, for the loop's hook
         return DEFERRED
 
     async def _bytecode(self, params: Params) -> Answer:
