@@ -12,11 +12,12 @@ from wherry.images.store_db import MIGRATIONS, ImageRow, StoreDb
 
 def row(number: int) -> ImageRow:
     name = f"sha256:{number:064x}"
-    return ImageRow(name, name, "type", 1, "linux", "amd64", "", number, 1, b"{}")
+    return ImageRow(name, name, name, 1, "linux", "amd64", "", number, 1, b"{}")
 
 
 def add(db: StoreDb, number: int, objects: list[str], tag: str | None = None) -> str:
-    db.add_image(row(number), [], objects, tag, None, holder="pull")
+    db.lease("pull", ["manifest", *objects], 60.0)
+    assert db.add_image(row(number), [], objects, tag, None, holder="pull")
     return row(number).id
 
 
@@ -54,6 +55,12 @@ def test_objects_go_with_their_last_image(db: StoreDb) -> None:
     assert db.collect(lambda _: True) == ["a"]
     db.remove_image(two)
     assert sorted(db.collect(lambda _: True)) == ["b", "shared"]
+
+
+def test_an_image_whose_lease_somebody_ended_is_not_stored(db: StoreDb) -> None:
+    assert not db.add_image(row(1), [], ["a"], "t", None, holder="pull")
+    assert db.images() == []
+    assert db.names() == ({}, {})
 
 
 def test_leases_keep_objects_until_they_are_released_or_expire(db: StoreDb) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from wherry.errors import ContentMismatch, StorageError
 from wherry.images.ingest import Ingest, move_into_place, remove_file
-from wherry.images.media import CONTAINERD_NAME, OCI_INDEX, REF_NAME, digest_of
+from wherry.images.media import CONTAINERD_NAME, OCI_INDEX, OCI_MANIFEST, REF_NAME, digest_of
 from wherry.osutil import atomic_write, private_directory, sync_descriptor
 
 LAYOUT_FILE = "oci-layout"
@@ -33,12 +33,12 @@ class Exported:
     Attributes:
         name: as people write it (`debian:13`), what other tools ask for.
         full_name: `docker.io/library/debian:13`.
+        digest, size: of an OCI manifest.
         platform: os, architecture and, unless "", variant.
     """
 
     name: str
     full_name: str
-    media_type: str
     digest: str
     size: int
     platform: tuple[str, str, str]
@@ -166,7 +166,7 @@ def _index_entry(entry: Exported) -> dict[str, object]:
     operating_system, architecture, variant = entry.platform
     platform = {"architecture": architecture, "os": operating_system}
     return {
-        "mediaType": entry.media_type,
+        "mediaType": OCI_MANIFEST,
         "digest": entry.digest,
         "size": entry.size,
         "platform": platform | ({"variant": variant} if variant else {}),

@@ -42,6 +42,15 @@ LAYER_TYPES = re.compile(
     r"application/vnd\.oci\.image\.layer\.v1\.tar(\+gzip|\+zstd)?"
     r"|application/vnd\.docker\.image\.rootfs\.diff\.tar(\.gzip|\.zstd)?"
 )
+_OCI_LAYERS = {
+    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": (
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+    ),
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": (
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+    ),
+}
 _FOREIGN = re.compile(r".*(nondistributable|foreign).*")
 _MAX_SIZE = 1 << 50
 
@@ -171,6 +180,23 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Index | Manife
     if kind in MANIFEST_TYPES or "layers" in fields:
         return _checked_manifest(_decode(data, Manifest, "the manifest"))
     raise MediaError(f"{kind or 'content without a media type'} is not an image manifest")
+
+
+def as_oci(data: bytes) -> bytes:
+    """The OCI manifest that says the same as a (checked) Docker manifest; an OCI one as it is.
+
+    Tools that read image layouts know no other kind (skopeo does not find a schema 2 manifest).
+    """
+    fields = _decode(data, dict[str, Any], "the manifest")
+    if fields.get("mediaType") != DOCKER_MANIFEST:
+        return data
+    layers = [
+        layer | {"mediaType": _OCI_LAYERS.get(layer["mediaType"], layer["mediaType"])}
+        for layer in fields["layers"]
+    ]
+    config = fields["config"] | {"mediaType": OCI_CONFIG}
+    oci = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
+    return msgspec.json.encode(oci)
 
 
 def parse_config(data: bytes) -> ImageConfig:

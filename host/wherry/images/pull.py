@@ -15,14 +15,13 @@ from wherry.errors import ContentMismatch, ImageNotFound, InvalidInput, Registry
 from wherry.images.layers import Source
 from wherry.images.layout import INDEX_FILE, Layout
 from wherry.images.media import (
-    DOCKER_MANIFEST,
     OCI_INDEX,
-    OCI_MANIFEST,
     Descriptor,
     ImageConfig,
     Index,
     Manifest,
     MediaError,
+    as_oci,
     check_image,
     digest_of,
     parse_config,
@@ -68,12 +67,13 @@ class FoundImage:
 
     Attributes:
         target_digest: of what the name stands for: an index or the manifest.
-        documents: the JSON blobs (indexes, manifest, config), by digest.
+        export_digest: of the manifest as OCI has it, for `index.json`.
+        documents: the JSON blobs (indexes, manifests, config), by digest.
     """
 
     target_digest: str
     manifest_digest: str
-    media_type: str
+    export_digest: str
     manifest: Manifest
     config: ImageConfig
     documents: dict[str, bytes]
@@ -209,9 +209,11 @@ class _Finder:
         config = self._config(parsed)
         if not chosen_by_platform:
             self._check_platform(config.platform)
-        stated = parsed.media_type or reply.media_type
-        media_type = DOCKER_MANIFEST if stated == DOCKER_MANIFEST else OCI_MANIFEST
-        return FoundImage(target, reply.digest, media_type, parsed, config, self._documents)
+        exported = as_oci(reply.body)
+        self._documents[digest_of(exported)] = exported
+        return FoundImage(
+            target, reply.digest, digest_of(exported), parsed, config, self._documents
+        )
 
     def _manifest(self, reference: str, entry: Descriptor | None) -> ManifestReply:
         cached = self._cached(reference, MAX_MANIFEST_BYTES) if is_digest(reference) else None

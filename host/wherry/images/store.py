@@ -7,11 +7,9 @@ config; a tag names one image; removing a name untags, removing the last name re
 from __future__ import annotations
 
 import errno
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ from wherry.images.auth import Credentials, credentials_from_fields
 from wherry.images.convert import OWN_PROCESS_BYTES
 from wherry.images.credentials import load_credentials
 from wherry.images.history import HistoryEntry, history_of
+from wherry.images.image import Image, image_of
 from wherry.images.ingest import Ingest
 from wherry.images.layers import EROFS_OBJECT, LayerFile, LayerStore
 from wherry.images.layout import Exported, Layout
 from wherry.images.media import Manifest, parse_config, parse_manifest
 from wherry.images.names import Removal, is_single_reference, references, untag_with
-from wherry.images.platform import Platform, matches, normalise, parse_platform
+from wherry.images.platform import matches, parse_platform
 from wherry.images.progress import PullEvent, Reporter
 from wherry.images.pull import (
     DirectorySource,
@@ -50,44 +49,12 @@ from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
 
+__all__ = ["Image", "ImageStore"]
+
 PULL_LEASE_SECONDS = 24 * 3600.0
 """How long the finished blobs of a pull that failed wait for the next try."""
 
 Progress = Callable[[PullEvent], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image in the store.
-
-    Attributes:
-        id: the config's digest.
-        tags: familiar names (`debian:13`), sorted.
-        digests: `debian@sha256:…`, of what was pulled (an index or a manifest).
-        created_ns: nanoseconds since the epoch; 0 when it does not say.
-        variant: "" for the architecture's default.
-        size: bytes of the files in its layers.
-        config: the OCI image config's "config".
-        diff_ids: digests of the uncompressed layers, lowest first.
-        raw_config: the config as it was pulled.
-    """
-
-    id: str
-    tags: tuple[str, ...]
-    digests: tuple[str, ...]
-    created_ns: int
-    architecture: str
-    os: str
-    variant: str
-    size: int
-    config: Mapping[str, Any] = field(repr=False)
-    diff_ids: tuple[str, ...] = field(repr=False)
-    manifest_digest: str
-    raw_config: bytes = field(repr=False)
-
-    @property
-    def platform(self) -> Platform:
-        return normalise(self.os, self.architecture, self.variant)
 
 
 class ImageStore:
@@ -154,7 +121,8 @@ class ImageStore:
         """All images, the newest first."""
         tags, digests = self._db.names()
         return [
-            _image(row, tags.get(row.id, []), digests.get(row.id, [])) for row in self._db.images()
+            image_of(row, tags.get(row.id, []), digests.get(row.id, []))
+            for row in self._db.images()
         ]
 
     def history(self, image: Image) -> Sequence[HistoryEntry]:
@@ -352,7 +320,7 @@ class ImageStore:
         if row is None:  # removed since it was found
             raise ImageNotFound(f"No such image: {image_id}")
         tags, digests = self._db.names()
-        return _image(row, tags.get(image_id, []), digests.get(image_id, []))
+        return image_of(row, tags.get(image_id, []), digests.get(image_id, []))
 
     def _take(
         self,
@@ -368,19 +336,29 @@ class ImageStore:
                 reporter.layer(layer.blob, "Already exists")
             return False
         self._check_space(found)
-        holder = f"pull-{secrets.token_hex(8)}"
+        # Pulls of one image share a lease, so that the one that succeeds also ends those of failed
+        # and killed ones. Another that is still at work then starts over, which is quick.
+        holder = f"pull:{found.manifest_digest}"
         objects = _objects(found.layers, found.documents)
-        self._db.lease(holder, objects, PULL_LEASE_SECONDS)
-        self._layers.ensure(found.layers, source, reporter)
-        for document in found.documents.values():
-            self._layout.write(document)
+        stored = False
+        while not stored:
+            self._db.lease(holder, objects, PULL_LEASE_SECONDS)
+            self._layers.ensure(found.layers, source, reporter)
+            for document in found.documents.values():
+                self._layout.write(document)
+            row = self._row(found)
+            stored = self._db.addimage_of(row, found.layers, objects, tag, digest, holder=holder)
+        self._settle()
+        return True
+
+    def _row(self, found: FoundImage) -> ImageRow:
         sizes = [self._layers.find(layer.diff_id) for layer in found.layers]
         platform = found.config.platform
-        row = ImageRow(
+        return ImageRow(
             id=found.id,
             manifest_digest=found.manifest_digest,
-            media_type=found.media_type,
-            manifest_size=len(found.documents[found.manifest_digest]),
+            export_digest=found.export_digest,
+            export_size=len(found.documents[found.export_digest]),
             os=platform.os,
             architecture=platform.architecture,
             variant=platform.variant,
@@ -388,9 +366,6 @@ class ImageStore:
             size=sum(known.data_bytes for known in sizes if known),
             raw_config=found.documents[found.id],
         )
-        self._db.add_image(row, found.layers, objects, tag, digest, holder=holder)
-        self._settle()
-        return True
 
     def _is_stored(
         self, found: FoundImage, tag: str | None, digest: tuple[str, str] | None
@@ -442,9 +417,8 @@ class ImageStore:
             Exported(
                 parse_reference(name).familiar,
                 name,
-                row.media_type,
-                row.manifest_digest,
-                row.manifest_size,
+                row.export_digest,
+                row.export_size,
                 (row.os, row.architecture, row.variant),
             )
             for row in self._db.images()
@@ -473,25 +447,6 @@ def _disk_errors() -> Iterator[None]:
 def _objects(layers: Sequence[LayerRow], documents: Iterable[str]) -> list[str]:
     blobs = {layer.blob for layer in layers} | set(documents)
     return sorted(blobs | {EROFS_OBJECT + layer.diff_id for layer in layers})
-
-
-def _image(row: ImageRow, tags: Sequence[str], digests: Sequence[tuple[str, str]]) -> Image:
-    config = parse_config(row.raw_config)
-    names = references(tags, digests)
-    return Image(
-        id=row.id,
-        tags=tuple(name.familiar for name in names if name.digest is None),
-        digests=tuple(name.familiar for name in names if name.digest is not None),
-        created_ns=row.created_ns,
-        architecture=row.architecture,
-        os=row.os,
-        variant=row.variant,
-        size=row.size,
-        config=config.config,
-        diff_ids=config.diff_ids,
-        manifest_digest=row.manifest_digest,
-        raw_config=row.raw_config,
-    )
 
 
 def _credentials(domain: str, auth: Credentials | Mapping[str, Any] | None) -> Credentials:

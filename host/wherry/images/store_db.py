@@ -28,8 +28,8 @@ _OBJECTS_PER_COLLECTION = 2000
 MIGRATIONS = (
     """
     CREATE TABLE images (
-        id TEXT PRIMARY KEY, manifest_digest TEXT NOT NULL, media_type TEXT NOT NULL,
-        manifest_size INTEGER NOT NULL, os TEXT NOT NULL, architecture TEXT NOT NULL,
+        id TEXT PRIMARY KEY, manifest_digest TEXT NOT NULL, export_digest TEXT NOT NULL,
+        export_size INTEGER NOT NULL, os TEXT NOT NULL, architecture TEXT NOT NULL,
         variant TEXT NOT NULL, created_ns INTEGER NOT NULL, size INTEGER NOT NULL,
         raw_config BLOB NOT NULL
     ) STRICT;
@@ -75,12 +75,12 @@ MIGRATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """An image; `id` is its config's digest."""
+    """An image; `id` is its config's digest, `export_…` are of its manifest in OCI's form."""
 
     id: str
     manifest_digest: str
-    media_type: str
-    manifest_size: int
+    export_digest: str
+    export_size: int
     os: str
     architecture: str
     variant: str
@@ -209,10 +209,14 @@ class StoreDb:
         digest: tuple[str, str] | None,
         *,
         holder: str,
-    ) -> None:
+    ) -> bool:
         """Store an image (again), point names at it and end the lease of `holder`, which held the
-        same objects; in one transaction."""
+        same objects; in one transaction. False, and nothing done, when there is no such lease:
+        then they may be gone."""
         with self.write() as connection:
+            ended = connection.execute("DELETE FROM leases WHERE holder = ?", (holder,))
+            if not ended.rowcount:
+                return False
             marks = ", ".join("?" * len(_IMAGE_FIELDS))
             updates = ", ".join(f"{name} = excluded.{name}" for name in _IMAGE_FIELDS[1:])
             connection.execute(
@@ -229,13 +233,13 @@ class StoreDb:
                 "INSERT OR IGNORE INTO image_objects VALUES (?, ?)",
                 [(row.id, name) for name in objects],
             )
-            connection.execute("DELETE FROM leases WHERE holder = ?", (holder,))
             if digest is not None:
                 connection.execute(
                     "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (*digest, row.id)
                 )
             if tag is not None:
                 _point(connection, tag, row.id)
+        return True
 
     def set_tag(self, name: str, image_id: str) -> None:
         with self.write() as connection:
