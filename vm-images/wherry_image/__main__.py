@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from pathlib import Path
 
@@ -29,14 +30,18 @@ def _parser() -> argparse.ArgumentParser:
     lock = commands.add_parser("lock", help="choose the newest signed packages")
     build = commands.add_parser("build", help="build an image, or find the finished one")
     for command in (lock, build):
-        command.add_argument("--arch", choices=ARCHITECTURES, required=True)
+        command.add_argument("--arch", choices=ARCHITECTURES, default=_host_architecture())
         command.add_argument("--config", type=Path, help="a linuxkit.yml")
         command.add_argument("--mirror", help="base URL of a Debian mirror")
         command.add_argument("--locks", type=Path, help="directory of ARCH.lock")
-    build.add_argument("--out", type=Path, required=True, help="directory of finished images")
-    build.add_argument("--packages", type=Path, required=True, help="cache of packages")
+    build.add_argument("--out", type=Path, default=Path(".cache/vm"), help="finished images")
+    build.add_argument("--packages", type=Path, default=Path(".cache/packages"), help="cache")
     build.add_argument("--locked", action="store_true", help="build what the lock says or fail")
     return parser
+
+
+def _host_architecture() -> str:
+    return "arm64" if platform.machine().lower() in ("arm64", "aarch64") else "amd64"
 
 
 def _lock(options: argparse.Namespace) -> int:

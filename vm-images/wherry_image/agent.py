@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +62,8 @@ def _installed() -> Path:
 
 def _init_script(source: bytes) -> str:
     """The value of `INIT_SCRIPT = …` at the top level of `source`, which is not executed."""
+    import ast  # here: only a boot needs it
+
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign):
             targets, value = statement.targets, statement.value

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .archive import SUITES, Release, Suite, parse_packages, parse_release
-from .errors import MirrorError, PackageGone, SignatureError
+from .errors import MirrorError, PackageGone, SignatureError, VmImageError
 from .fetch import fetch_bytes
 from .lock import Lock
 from .mirror import Mirror
@@ -59,22 +59,25 @@ def resolve_lock(
     """
     roots = tuple(sorted(set(roots)))
     keys = keyring if keyring is not None else archive_keyring()
-    failure: MirrorError | None = None
+    failure: VmImageError | None = None
     for mirror in sources:
         try:
             index, date, notices = _load(arch, mirror, keys, now or datetime.now(UTC), progress)
-        except MirrorError as error:
+            _refuse_older(date, not_before)
+        except (MirrorError, SignatureError) as error:
             failure = failure or error
             continue
-        if not_before is not None and date < not_before:
-            raise SignatureError(
-                f"the mirror's index of {date:%Y-%m-%d} is older than the lock of"
-                f" {not_before:%Y-%m-%d}",
-                hint="use another mirror",
-            )
         packages = closure(index, roots)
         return Resolution(Lock(arch, date, roots, tuple(packages)), tuple(notices))
     raise failure or MirrorError("there is no mirror to ask")
+
+
+def _refuse_older(date: datetime, not_before: datetime | None) -> None:
+    if not_before is not None and date < not_before:
+        raise SignatureError(
+            f"the mirror's index ({date:%Y-%m-%d}) is older than the lock ({not_before:%Y-%m-%d})",
+            hint="use another mirror",
+        )
 
 
 def _load(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,7 +53,7 @@ def mirrors(
     if chosen := configured or environ.get(VARIABLE):
         return [_configured(chosen)]
     found = apt_mirror(apt)
-    times = (timestamp, min(timestamp + _SNAPSHOT_LAG, datetime.now(UTC)))
+    times = sorted({timestamp, min(timestamp + _SNAPSHOT_LAG, datetime.now(UTC))})
     snapshots = [
         Mirror({archive: f"{SNAPSHOT}/{archive}/{time:%Y%m%dT%H%M%SZ}" for archive in _ARCHIVES})
         for time in times
@@ -79,50 +79,72 @@ def _configured(url: str) -> Mirror:
 def apt_mirror(directory: Path) -> Mirror | None:
     """The mirror that this host's apt uses for Debian, or None.
 
-    Reads both formats of sources.list(5). A source counts as Debian's main archive when one of its
-    suites is a Debian release and it is not the security archive.
+    Reads both formats of sources.list(5). A source is Debian's when it has the component `main` of
+    a Debian release; third parties name their suites or components otherwise. Should one not, then
+    its packages are missing or its index is not signed by Debian, and the next source is asked.
     """
     roots: dict[str, str] = {}
-    for uri, suites in _apt_sources(directory):
-        if urlsplit(uri).scheme not in ("http", "https"):
-            continue
-        for suite in suites:
+    for source in _apt_sources(directory):
+        for suite in source.suites if "main" in source.components else ():
             codename, _, pocket = suite.replace("/", "-").partition("-")
-            if codename not in _RELEASES:
+            if codename not in _RELEASES or pocket not in _POCKETS:
                 continue
-            archive = "debian-security" if pocket.startswith(("security", "updates-")) else "debian"
-            if pocket == "updates" and "security" in uri:
-                archive = "debian-security"
-            roots.setdefault(archive, uri.rstrip("/"))
+            security = pocket == "security" or "debian-security" in source.uri
+            roots.setdefault("debian-security" if security else "debian", source.uri)
     if "debian" not in roots:
         return None
-    roots.setdefault("debian-security", _configured(roots["debian"]).roots["debian-security"])
-    return Mirror(roots)
+    return Mirror({**_configured(roots["debian"]).roots, **roots})
 
 
 _ROLLING = ("stable", "oldstable", "testing", "unstable", "sid")
 _NAMED = ("buster", "bullseye", "bookworm", "trixie", "forky", "duke")
 _RELEASES = frozenset((*_ROLLING, *_NAMED))
+_POCKETS = ("", "updates", "security", "backports")
 
 
-def _apt_sources(directory: Path) -> Iterable[tuple[str, list[str]]]:
-    """(URI, suites) of every enabled binary source."""
+@dataclass(frozen=True, slots=True)
+class _AptSource:
+    uri: str
+    suites: tuple[str, ...]
+    components: tuple[str, ...]
+
+
+def _apt_sources(directory: Path) -> Iterator[_AptSource]:
+    """Every enabled binary source that is reached by HTTP."""
     parts = directory / "sources.list.d"
     for file in (directory / "sources.list", *sorted(parts.glob("*.list"))):
         for line in _text(file).splitlines():
             match = _ONE_LINE.match(line.split("#", 1)[0].strip())
             if match:
-                yield match["uri"], [match["suite"]]
+                components = tuple(match["components"].split())
+                for uri in _http(match["uri"]):
+                    yield _AptSource(uri, (match["suite"],), components)
     for file in sorted(parts.glob("*.sources")):
         for stanza in re.split(r"\n\s*\n", _text(file)):
-            fields = _deb822(stanza)
-            enabled = fields.get("enabled", "yes").lower() not in ("no", "false", "0", "off")
-            if enabled and "deb" in fields.get("types", "").split():
-                for uri in fields.get("uris", "").split():
-                    yield uri, fields.get("suites", "").split()
+            fields = {key: tuple(value.split()) for key, value in _deb822(stanza).items()}
+            if "deb" not in fields.get("types", ()) or fields.get("enabled", ()) in _DISABLED:
+                continue
+            for uri in fields.get("uris", ()):
+                for found in _http(uri):
+                    suites, components = fields.get("suites", ()), fields.get("components", ())
+                    yield _AptSource(found, suites, components)
 
 
-_ONE_LINE = re.compile(r"deb\s+(?:\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)")
+_ONE_LINE = re.compile(
+    r"deb\s+(?:\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s*(?P<components>.*)"
+)
+_DISABLED = (("no",), ("false",), ("0",), ("off",))
+_MIRROR_LIST = "mirror+file:"
+
+
+def _http(uri: str) -> Iterator[str]:
+    """`uri` without trailing slash when it is HTTP; the entries of a mirror list (apt-mirror(5))."""
+    if uri.startswith(_MIRROR_LIST):
+        for line in _text(Path(urlsplit(uri.removeprefix("mirror+")).path)).splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield from _http(line.split()[0])
+    elif urlsplit(uri).scheme in ("http", "https"):
+        yield uri.rstrip("/")
 
 
 def _deb822(stanza: str) -> dict[str, str]:
