@@ -288,6 +288,16 @@ class Channel:
         self._streams: dict[int, GuestStream] = {}
         self._settled: list[tuple[Callable[[], None], Timer]] = []
         self._on_session: Callable[[dict[str, Any]], None] | None = None
+        self._takers: dict[type, Callable[[Any], None]] = {
+            wire.CallReceived: self._on_call,
+            wire.DataReceived: self._on_data,
+            wire.Writable: self._on_writable,
+            wire.StreamOpened: self._on_opened,
+            wire.StreamEnded: self._on_ended,
+            wire.StreamClosed: self._on_closed,
+            wire.SessionStarted: self._on_session_started,
+            wire.SessionEnded: self._on_session_ended,
+        }
 
     def start(self) -> None:
         """Open the port and begin to serve."""
@@ -405,23 +415,30 @@ class Channel:
 
     def _on_readable(self) -> None:
         budget = ROUND_LIMIT
-        while budget > 0:
+        wanted = READ_PIECE  # enough for a call, and quicker than a readv
+        while budget > 0 and self._fd >= 0:  # a handler may close us
             try:
-                count = _os.readv(self._fd, self._pieces)
+                data = self._read(wanted)
             except BlockingIOError:
                 break
             except OSError:
-                count = 0
-            if count == 0:
+                data = b""
+            if not data:
                 self._host_gone()
                 return
-            budget -= count
-            self._dispatch(self._conn.receive(bytes(self._pages[:count])))
-            if count < len(self._pages):
+            budget -= len(data)
+            self._dispatch(self._conn.receive(data))
+            if len(data) < wanted:
                 break  # most likely empty; if not, the loop says so
+            wanted = len(self._pages)
         self._flush_soon()
-        if self._conn.patience is not None:
-            self._arm_tick()
+        self._arm_tick()
+
+    def _read(self, wanted: int) -> bytes:
+        if wanted == READ_PIECE:
+            return os.read(self._fd, READ_PIECE)
+        count: int = _os.readv(self._fd, self._pieces)
+        return bytes(self._pages[:count])
 
     def _arm_tick(self) -> None:
         patience = self._conn.patience
@@ -487,54 +504,55 @@ class Channel:
 
     def _dispatch(self, events: list[wire.Event]) -> None:
         for event in events:
-            self._on_event(event)
+            take = self._takers.get(type(event))
+            if take is not None:  # else it is for the host's end
+                take(event)
         if self._settled and self._conn.settled:
             for callback, timer in self._settled:
                 timer.cancel()
                 self._loop.call_soon(callback)
             self._settled.clear()
 
-    def _on_event(self, event: wire.Event) -> None:
-        match event:
-            case wire.DataReceived(id, data):
-                if (stream := self._streams.get(id)) is not None:
-                    stream._received(data)
-            case wire.CallReceived(id, method, params):
-                self._on_call(id, method, params)
-            case wire.Writable(id):
-                if (stream := self._streams.get(id)) is not None:
-                    stream._became_writable()
-            case wire.StreamOpened(state):
-                self._streams[state.id] = GuestStream(self, state)
-            case wire.StreamEnded(id):
-                if (stream := self._streams.get(id)) is not None:
-                    stream._host_ended()
-            case wire.StreamClosed(id, reason):
-                if (stream := self._streams.pop(id, None)) is not None and reason is not None:
-                    stream._was_reset(reason)
-            case wire.SessionStarted(peer):
-                if self._on_session is not None:
-                    self._on_session(peer)
-            case wire.SessionEnded(reason):
-                self._session_ended(reason)
-            case _:
-                pass  # what only the host's end hears
+    def _on_data(self, event: wire.DataReceived) -> None:
+        if (stream := self._streams.get(event.id)) is not None:
+            stream._received(event.data)
 
-    def _session_ended(self, reason: str) -> None:
+    def _on_writable(self, event: wire.Writable) -> None:
+        if (stream := self._streams.get(event.id)) is not None:
+            stream._became_writable()
+
+    def _on_opened(self, event: wire.StreamOpened) -> None:
+        self._streams[event.stream.id] = GuestStream(self, event.stream)
+
+    def _on_ended(self, event: wire.StreamEnded) -> None:
+        if (stream := self._streams.get(event.id)) is not None:
+            stream._host_ended()
+
+    def _on_closed(self, event: wire.StreamClosed) -> None:
+        stream = self._streams.pop(event.id, None)
+        if stream is not None and event.reason is not None:
+            stream._was_reset(event.reason)
+
+    def _on_session_started(self, event: wire.SessionStarted) -> None:
+        if self._on_session is not None:
+            self._on_session(event.peer)
+
+    def _on_session_ended(self, event: wire.SessionEnded) -> None:
         calls, self._calls = self._calls, {}
         streams, self._streams = self._streams, {}
         for call in calls.values():
             call._orphan()
         for stream in streams.values():
-            stream._was_reset(reason)
+            stream._was_reset(event.reason)
 
-    def _on_call(self, id: int, method: str, params: dict[str, Any]) -> None:
-        call = self._calls[id] = Call(self, id, method)
+    def _on_call(self, event: wire.CallReceived) -> None:
+        method = event.method
+        call = self._calls[event.id] = Call(self, event.id, method)
         handler = self._handlers.get(method)
         try:
             if handler is None:
                 raise CallError("unsupported", f"this agent does not know {method}")
-            result = handler(params, call)
+            result = handler(event.params, call)
             if result is not DEFERRED:
                 call.reply(_as_result(method, result))
         except CallError as error:
