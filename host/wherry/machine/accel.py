@@ -157,8 +157,8 @@ def cpu_model(arch: str, accel: str) -> str:
 def accel_option(qemu: Qemu, accel: str) -> str:
     """The `-accel` of machines and probes.
 
-    Emulation has a thread per processor only where that is safe. Hyper-V's x86 guests need QEMU's own
-    interrupt chips.
+    Emulation has a thread per processor only where that is safe. Hyper-V's x86 guests need QEMU's
+    own interrupt chips.
     """
     if accel == "tcg":
         thread = "multi" if qemu.version >= _PARALLEL_TCG else "single"

@@ -140,8 +140,8 @@ class LayerPool:
             self._wanted.subtract(wanted.keys())
             self._wanted += Counter()  # drops the zeros
 
-    async def trim(self) -> None:
-        """Unplug the least recently used idle layers beyond the limit.
+    async def trim(self, keep: int | None = None) -> None:
+        """Unplug the least recently used idle layers until `keep` (default: the limit) are left.
 
         Raises:
             LinkError, MachineError: as the calls that failed.
@@ -149,7 +149,8 @@ class LayerPool:
         held = frozenset().union(*self._pins.values()) | self._wanted.keys()
         idle = [s for s in self._slots.values() if s.present and s.diff_id not in held]
         idle.sort(key=lambda slot: slot.used)
-        if excess := idle[: max(0, len(idle) - self._idle_limit)]:
+        limit = self._idle_limit if keep is None else keep
+        if excess := idle[: max(0, len(idle) - limit)]:
             for slot in excess:
                 slot.present = False
                 slot.settled.clear()

@@ -225,6 +225,19 @@ class Machine:
         await self._need_running().layers.attach(layers)
         self._trim_soon()
 
+    async def trim_layers(self, keep: int = 0) -> None:
+        """Unplug layers that nobody holds, least recently used first, until `keep` are left.
+
+        Raises:
+            LinkError, MachineError: as the calls that failed.
+        """
+        await self._need_running().layers.trim(keep)
+
+    @property
+    def attached_layers(self) -> dict[str, int]:
+        """diffID to LUN of what is mounted in the guest; empty when the machine is off."""
+        return self._running.layers.attached if self._running else {}
+
     def pin_layers(self, holder: str, diff_ids: Iterable[str]) -> None:
         """`holder` needs exactly these layers until `unpin_layers`."""
         self._pins[holder] = frozenset(diff_ids)
