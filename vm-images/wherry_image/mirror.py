@@ -138,7 +138,7 @@ _MIRROR_LIST = "mirror+file:"
 
 
 def _http(uri: str) -> Iterator[str]:
-    """`uri` without trailing slash when it is HTTP; the entries of a mirror list (apt-mirror(5))."""
+    """`uri` without a trailing slash when it is HTTP; a mirror list's entries (apt-mirror(5))."""
     if uri.startswith(_MIRROR_LIST):
         for line in _text(Path(urlsplit(uri.removeprefix("mirror+")).path)).splitlines():
             if line.strip() and not line.startswith("#"):
