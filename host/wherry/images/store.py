@@ -347,7 +347,7 @@ class ImageStore:
             for document in found.documents.values():
                 self._layout.write(document)
             row = self._row(found)
-            stored = self._db.addimage_of(row, found.layers, objects, tag, digest, holder=holder)
+            stored = self._db.add_image(row, found.layers, objects, tag, digest, holder=holder)
         self._settle()
         return True
 
