@@ -3,8 +3,8 @@
 Rules:
 
 - One AF_UNIX SOCK_SEQPACKET pair; one datagram is one message: a small JSON header, a newline,
-  a body. PID 1 reads the header only; the body (spec, rootfs) goes unread to the forked child. A
-  body above INLINE_BODY travels in a memfd, which is then the message's last descriptor.
+  a body (spec, rootfs). A body above INLINE_BODY travels in a memfd, which is then the message's
+  last descriptor.
 - PID 1 never waits for the agent; the agent may wait (at most SEND_TIMEOUT) for PID 1, whose loop
   is tiny.
 - *Nothing is lost with an agent.* What `keep` gave, every key that was spawned and every exit stay

@@ -13,10 +13,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from wherry_guest.core.spec import SpecError
 from wherry_guest.core.steps import SETUP_FAILED, State, Step, StepFailed, run
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _socket: Final[Any] = socket
 
 def become(
     kernel: Kernel,
-    make_plan: Callable[[], Sequence[Step]],
+    plan: Sequence[Step],
     stdio: Sequence[int],
     status: socket.socket,
     keep: Sequence[int] = (),
@@ -41,7 +40,6 @@ def become(
     """Turn this freshly cloned process into the one that the plan describes.
 
     Args:
-        make_plan: called here, so that PID 1 does not parse specs; may raise SpecError.
         stdio: three descriptors, all above 2; none: /dev/null until the plan opens a terminal.
         status: one end of a SOCK_SEQPACKET pair.
         keep: further descriptors that the plan uses.
@@ -52,12 +50,10 @@ def become(
         sys.meta_path.clear()
         _take_stdio(kernel, stdio)
         close_others(kernel, [status.fileno(), *keep])
-        run(make_plan(), kernel, State(send_terminal=lambda fd: _send_terminal(status, fd)))
+        run(plan, kernel, State(send_terminal=lambda fd: _send_terminal(status, fd)))
     except StepFailed as error:
         exit_code = error.exit_code
         _report(status, error.step, error.errno, exit_code, error.message)
-    except SpecError as error:
-        _report(status, "read the spec", 0, exit_code, str(error))
     except BaseException as error:  # noqa: BLE001 - a bug is reported too; nothing may go on from here
         words = f"internal error: {type(error).__name__}: {error}"
         _report(status, "set the container up", getattr(error, "errno", None) or 0, 125, words)
