@@ -1,45 +1,31 @@
 """The guest's end of the link: calls in; results, events and streams out; over one port.
 
-The rule: the protocol is `wire.Connection`'s, this module only moves its bytes and hands what it
-says to handlers. The port is a virtio-serial port, which is unlike a socket: without a host it
-reads as ended and polls as hung up *for ever*, so it is then asked by a timer instead; and a host
-that went and came again between two reads shows only by its HELLO. A socket works too: when it
-ends, it is opened anew. Stdlib only; imports anywhere, runs where there is `os.readv`.
+The rule: the protocol is `wire.Connection`'s, the bytes are `port.Port`'s; this module hands what
+the host asks to handlers, and what they answer back. Nothing here blocks. Stdlib only, any OS.
 """
 
 from __future__ import annotations
 
 import enum
-import os
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from wherry_guest import wire
 from wherry_guest.loop import Loop, Timer
+from wherry_guest.port import Port, open_agent_port
 
-_os: Final[Any] = os
-"""For names that only POSIX systems have: a type checker may be checking for Windows."""
-
-PORT_NAME: Final = "wherry.agent"
-
-READ_PIECE: Final = 4096
-"""A read of a virtio-serial port gives at most one of the driver's page-sized buffers (Linux,
-drivers/char/virtio_console.c, fill_readbuf); one readv gathers many of them."""
-
-READ_PIECES: Final = 32
-OUTPUT_BATCH: Final = 128 * 1024
-"""Bytes taken from the connection at a time: what an urgent frame may have to wait for."""
-
-ROUND_LIMIT: Final = 512 * 1024
-"""Bytes read or written before other descriptors get their turn."""
-
-LOOK_FIRST: Final = 0.001
-LOOK_LIMIT: Final = 0.05
-"""Seconds between two looks for a host: at first, and after back-off."""
+__all__ = [
+    "DEFERRED",
+    "Call",
+    "CallError",
+    "Channel",
+    "Deferred",
+    "GuestStream",
+    "Handler",
+    "open_agent_port",
+]
 
 STREAM_QUEUE_LIMIT: Final = 256 * 1024
 """Bytes that a stream may hold beyond its credit before `GuestStream.write` refuses."""
@@ -190,20 +176,20 @@ class GuestStream:
         if self._wire.room < -STREAM_QUEUE_LIMIT:
             raise BufferError(f"stream {self.id}: written on without waiting for on_writable")
         writable = self._channel._conn.send(self._wire, data)
-        self._channel._flush_soon()
+        self._channel._port.flush_soon()
         return writable
 
     def end(self) -> None:
         """Half-close, after what was written. Nothing happens when it was ended or reset before."""
         self._channel._conn.end(self._wire)
-        self._channel._flush_soon()
+        self._channel._port.flush_soon()
 
     def reset(self, reason: str) -> None:
         """Kill both directions at once; the host sees `reason`. Our `on_reset` is not called."""
         self._channel._conn.reset(self._wire, reason)
         self._channel._streams.pop(self.id, None)
         self._held.clear()
-        self._channel._flush_soon()
+        self._channel._port.flush_soon()
 
     def _received(self, data: bytes) -> None:
         if self._paused or self._data is None or self._held:
@@ -242,7 +228,7 @@ class GuestStream:
                 self._data(chunk)
         finally:
             self._delivering = False
-        self._channel._flush_soon()
+        self._channel._port.flush_soon()
         if self._ended and not self._held and not self._paused and self._end is not None:
             callback_end, self._end = self._end, None
             callback_end()
@@ -269,21 +255,9 @@ class Channel:
         hello: dict[str, Any],
     ) -> None:
         self._loop = loop
-        self._open_port = open_port
         self._handlers = handlers
         self._conn = wire.Connection(wire.Role.GUEST, hello)
-        self._fd = -1
-        self._reopens = False
-        self._look_after = LOOK_FIRST
-        self._look_timer: Timer | None = None
-        self._tick_timer: Timer | None = None
-        self._flush_due = False
-        self._writing = False
-        self._backlog: deque[memoryview] = deque()
-        self._pages = memoryview(bytearray(READ_PIECE * READ_PIECES))
-        self._pieces = [
-            self._pages[at : at + READ_PIECE] for at in range(0, len(self._pages), READ_PIECE)
-        ]
+        self._port = Port(loop, open_port, self._conn, self._dispatch)
         self._calls: dict[int, Call] = {}
         self._streams: dict[int, GuestStream] = {}
         self._settled: list[tuple[Callable[[], None], Timer]] = []
@@ -301,18 +275,14 @@ class Channel:
 
     def start(self) -> None:
         """Open the port and begin to serve."""
-        self._open()
+        self._port.start()
 
     def close(self) -> None:
         """Stop serving and close the port; nothing that was queued is waited for."""
-        self._abandon_port()
-        for timer in (self._look_timer, self._tick_timer, *(timer for _, timer in self._settled)):
-            if timer is not None:
-                timer.cancel()
+        self._port.close()
+        for _, timer in self._settled:
+            timer.cancel()
         self._settled.clear()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     @property
     def connected(self) -> bool:
@@ -330,7 +300,7 @@ class Channel:
         Returns its id, counted from 1.
         """
         event_id = self._conn.emit(name, payload, time.time_ns())
-        self._flush_soon()
+        self._port.flush_soon()
         return event_id
 
     def stream(self, id: int) -> GuestStream:
@@ -359,146 +329,7 @@ class Channel:
         entry = (callback, self._loop.call_later(timeout, expire))
         self._settled.append(entry)
         self._conn.ping()
-        self._flush_soon()
-
-    # The port.
-
-    def _open(self) -> None:
-        try:
-            self._fd = self._open_port()
-        except OSError:
-            self._look_later(self._open)
-            return
-        _os.set_blocking(self._fd, False)
-        self._reopens = stat.S_ISSOCK(os.fstat(self._fd).st_mode)
-        self._look()
-
-    def _look(self) -> None:
-        """Find out whether a host is there: with none, a virtio-serial port reads as ended."""
-        try:
-            data = os.read(self._fd, READ_PIECE)
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
-        if data == b"":
-            self._host_gone()
-            return
-        self._look_after = LOOK_FIRST
-        self._loop.add_reader(self._fd, self._on_readable)
-        self._conn.begin()
-        if data:
-            self._dispatch(self._conn.receive(data))
-        self._flush_soon()
-        self._arm_tick()
-
-    def _look_later(self, look: Callable[[], None]) -> None:
-        self._look_timer = self._loop.call_later(self._look_after, look)
-        self._look_after = min(2 * self._look_after, LOOK_LIMIT)
-
-    def _host_gone(self) -> None:
-        self._abandon_port()
-        if self._reopens:
-            os.close(self._fd)
-            self._fd = -1
-            self._look_later(self._open)
-        else:
-            self._look_later(self._look)
-
-    def _abandon_port(self) -> None:
-        self._conn.lost()
-        self._backlog.clear()
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            self._loop.remove_writer(self._fd)
-        self._writing = False
-
-    def _on_readable(self) -> None:
-        budget = ROUND_LIMIT
-        wanted = READ_PIECE  # enough for a call, and quicker than a readv
-        while budget > 0 and self._fd >= 0:  # a handler may close us
-            try:
-                data = self._read(wanted)
-            except BlockingIOError:
-                break
-            except OSError:
-                data = b""
-            if not data:
-                self._host_gone()
-                return
-            budget -= len(data)
-            self._dispatch(self._conn.receive(data))
-            if len(data) < wanted:
-                break  # most likely empty; if not, the loop says so
-            wanted = len(self._pages)
-        self._flush_soon()
-        self._arm_tick()
-
-    def _read(self, wanted: int) -> bytes:
-        if wanted == READ_PIECE:
-            return os.read(self._fd, READ_PIECE)
-        count: int = _os.readv(self._fd, self._pieces)
-        return bytes(self._pages[:count])
-
-    def _arm_tick(self) -> None:
-        patience = self._conn.patience
-        if self._tick_timer is None and patience is not None:
-            self._tick_timer = self._loop.call_later(patience, self._tick)
-
-    def _tick(self) -> None:
-        self._tick_timer = None
-        self._dispatch(self._conn.tick())
-        self._flush_soon()
-        self._arm_tick()
-
-    def _flush_soon(self) -> None:
-        if not self._flush_due and not self._writing:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Write what the port takes. While it is full, the loop's writer goes on with it."""
-        self._flush_due = False
-        if self._fd < 0 or self._conn.state is wire.State.DOWN:
-            return
-        budget = ROUND_LIMIT
-        while budget > 0:
-            if not self._backlog and not self._refill():
-                self._set_writing(False)
-                return
-            try:
-                count = _os.writev(self._fd, self._backlog)
-            except BlockingIOError:
-                break
-            except OSError:
-                self._host_gone()
-                return
-            budget -= count
-            self._written(count)
-        self._set_writing(True)
-
-    def _refill(self) -> bool:
-        self._backlog.extend(map(memoryview, self._conn.take(OUTPUT_BATCH)))
-        if self._backlog:
-            self._dispatch(self._conn.events())
-        return bool(self._backlog)
-
-    def _written(self, count: int) -> None:
-        backlog = self._backlog
-        while count:
-            head = backlog[0]
-            if count < len(head):
-                backlog[0] = head[count:]
-                return
-            count -= len(head)
-            backlog.popleft()
-
-    def _set_writing(self, on: bool) -> None:
-        if on and not self._writing:
-            self._loop.add_writer(self._fd, self._flush)
-        elif self._writing and not on:
-            self._loop.remove_writer(self._fd)
-        self._writing = on
+        self._port.flush_soon()
 
     # What the connection says.
 
@@ -563,30 +394,12 @@ class Channel:
     def _answer(self, id: int, result: dict[str, Any] | None) -> None:
         self._conn.reply(id, result)
         del self._calls[id]
-        self._flush_soon()
+        self._port.flush_soon()
 
     def _refuse(self, id: int, code: str, message: str, data: dict[str, Any] | None) -> None:
         self._conn.fail(id, code, message, data)
         del self._calls[id]
-        self._flush_soon()
-
-
-def open_agent_port() -> int:
-    """Open the virtio-serial port that the host named `wherry.agent`.
-
-    By its name from udev where there is one, else by what /sys says of each port.
-
-    Raises:
-        OSError: there is no such port (yet), or somebody has it open (EBUSY).
-    """
-    flags = _os.O_RDWR | _os.O_NONBLOCK | _os.O_CLOEXEC
-    named = Path("/dev/virtio-ports", PORT_NAME)
-    if named.exists():
-        return os.open(named, flags)
-    for name_file in Path("/sys/class/virtio-ports").glob("*/name"):
-        if name_file.read_text().strip() == PORT_NAME:
-            return os.open(Path("/dev", name_file.parent.name), flags)
-    raise FileNotFoundError(f"no virtio-serial port is named {PORT_NAME}")
+        self._port.flush_soon()
 
 
 def _as_result(method: str, result: object) -> dict[str, Any] | None:

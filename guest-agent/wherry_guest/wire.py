@@ -161,6 +161,7 @@ class Connection:
         self._owed_frames = self._owed_bytes = 0
         self._last_event = 0
         self._events_lost = 0
+        self._unstored_events = 0
         self._kept_events: dict[int, bytes] = {}
         self._unsent_events: deque[int] = deque()
 
@@ -297,7 +298,8 @@ class Connection:
         return self._last_event
 
     def ack_event(self, id: int) -> None:
-        """Host: the event is stored."""
+        """Host: the event, of this session, is stored."""
+        self._unstored_events -= 1
         self._outbox.post(frames.EVENT_ACK, id)
 
     def open_stream(self) -> StreamState:
@@ -470,6 +472,7 @@ class Connection:
         if self.role is Role.GUEST:
             self._next_stream = 0
         self._unsent_events.clear()
+        self._unstored_events = 0
         self._events.append(SessionEnded(reason))
 
     def _resynchronise(self, reason: str) -> None:
@@ -566,6 +569,10 @@ class Connection:
         else:
             payload = self._assemble(frame)
             if payload is not None:
+                if type == frames.EVENT:
+                    self._unstored_events += 1
+                    if self._unstored_events > EVENTS_IN_FLIGHT:
+                        raise ProtocolError("too many events at once")
                 self._events.append(decode_message(type, frame.id, payload))
 
     def _on_credit(self, frame: Frame) -> None:

@@ -403,6 +403,16 @@ def test_data_beyond_its_credit_breaks_the_session() -> None:
     assert of_type(pair.taken_events()[0], wire.Broken)
 
 
+def test_a_flood_of_events_breaks_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = opened()
+    monkeypatch.setattr(wire, "EVENTS_IN_FLIGHT", 10_000)
+    for number in range(300):
+        pair.guest.emit("e", {}, number)
+    monkeypatch.setattr(wire, "EVENTS_IN_FLIGHT", 256)
+    pair.settle()
+    assert wire.Broken("too many events at once") in pair.taken_events()[0]
+
+
 @settings(deadline=None)
 @given(
     st.sampled_from([frames.RESULT, frames.ERROR, frames.EVENT, frames.CALL, frames.CREDIT]),

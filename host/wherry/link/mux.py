@@ -165,7 +165,7 @@ class Link:
         except TimeoutError as error:
             raise LinkError(
                 f"the agent did not answer {method} within {timeout:g} s",
-                hint="" if self.connected else "there is no connection to the machine",
+                hint=None if self.connected else "there is no connection to the machine",
             ) from error
         finally:
             self._calls.pop(id, None)
