@@ -337,6 +337,19 @@ def test_nothing_starts_before_the_setup(tmp_path: Path) -> None:
     drive(tmp_path, scenario, ready=False)
 
 
+@pytest.mark.parametrize("stored", ["", "{}", "[1]", "\0\0"])
+def test_exit_file_that_lost_its_contents_is_no_exit(tmp_path: Path, stored: str) -> None:
+    container = tmp_path / "data" / "containers" / "c1"
+    (container / "log").mkdir(parents=True)
+    (container / "exit.json").write_text(stored)
+
+    async def scenario(host: Host) -> None:
+        (listed,) = (await host.link.call("container.list", {}))["containers"]
+        assert (listed["status"], listed["exit"]) == ("exited", None)
+
+    drive(tmp_path, scenario)
+
+
 def test_repeated_setup_answers_as_the_first(tmp_path: Path) -> None:
     async def scenario(host: Host) -> None:
         params = {"disk_serial": "x", "time_ns": 0, "entropy": "", "hostname": "h", "network": None}

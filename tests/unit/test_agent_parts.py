@@ -102,10 +102,18 @@ def test_cpio_that_leaves_its_directory_is_refused(name: str) -> None:
         list(cpio.unpack(cpio.pack([(name, b"")])))
 
 
-@pytest.mark.parametrize("name", ["etc/passwd", "wherry_guest/.ssh/x", "other/__init__.py"])
-def test_agent_archive_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["wherry_guest/.ssh/x", "usr/wherry_guest/-x.py"])
+def test_agent_archive_with_odd_names_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(cpio.CpioError, match="no file of wherry_guest"):
         unpack(cpio.pack([(name, b"")]), tmp_path)
+
+
+def test_agent_is_taken_out_of_a_boot_archive(tmp_path: Path) -> None:
+    files = [("init", b"#!"), ("etc/passwd", b""), ("usr/lib/wherry/wherry_guest/init.py", b"1")]
+    unpack(cpio.pack(files), tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [
+        tmp_path / "wherry_guest" / "init.py"
+    ]
 
 
 def test_unpacked_agent_has_the_digest_of_the_packed_one(tmp_path: Path) -> None:

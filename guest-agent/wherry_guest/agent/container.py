@@ -276,8 +276,8 @@ class Container:
 
     def load(self) -> None:
         """Take what a former agent, or a former boot, has left on the disks."""
-        if self.paths.exit.exists():
-            self.exit = Exit(**json.loads(self.paths.exit.read_text(encoding="utf-8")))
+        self.exit = self._stored_exit()
+        if self.exit is not None:
             self.started_ns = self.exit.started_ns
         if not self.paths.state.exists():
             return
@@ -287,6 +287,17 @@ class Container:
         self.status = Status(state["status"])
         self.pid = state["pid"]
         self.started_ns = state["started_ns"] or self.started_ns
+
+    def _stored_exit(self) -> Exit | None:
+        """The last exit, from the data disk. None: it did not end in order, or the machine lost
+        power before the file had its contents (it is not worth an fsync: the engine has the exit)."""
+        if not self.paths.exit.exists():
+            return None
+        try:
+            return Exit(**json.loads(self.paths.exit.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            self.paths.exit.unlink()
+            return None
 
     def _pump(
         self, stream: int, pipe: int, terminal: int | None = None, feed: int | None = None

@@ -53,16 +53,20 @@ async def replace(
 
 
 def unpack(archive: bytes, target: Path) -> None:
-    """Write the files of an archive whose names all begin with `wherry_guest/`.
+    """Write the archive's files below a directory `wherry_guest`, wherever that lies in it.
+
+    So the archive may be the one that a machine boots with; what else is in that is left out.
 
     Raises:
-        CpioError: it is none, or holds something else.
+        CpioError: it is none, or has a name that no module has.
     """
     for name, data in cpio.unpack(archive):
-        first, _, rest = name.partition("/")
-        if first != "wherry_guest" or not all(map(_is_module_name, rest.split("/"))):
+        _, found, rest = f"/{name}".partition("/wherry_guest/")
+        if not found:
+            continue
+        if not all(map(_is_module_name, rest.split("/"))):
             raise cpio.CpioError(f"{name!r} is no file of wherry_guest")
-        path = target / name
+        path = target / "wherry_guest" / rest
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
