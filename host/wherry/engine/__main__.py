@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from wherry.engine.daemon import run, start_logging
 from wherry.errors import WherryError
+from wherry.machine.config import check_name
 from wherry.osutil import listen_unix
 from wherry.paths import Home
 from wherry.settings import load_settings
@@ -24,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     home = Home.default()
-    paths = home.machine(options.machine)
-    start_logging(paths.engine_log)
     try:
+        paths = home.machine(check_name(options.machine))
+        start_logging(paths.engine_log)
         settings = load_settings(home.settings_file)
         listener = _inherited() if options.inherited else listen_unix(paths.api_socket)
         with listener:

@@ -33,7 +33,9 @@ async def reconcile(link: LinkPort, registry: Registry, execs: Execs) -> None:
     told = _by_id((await link.call("container.list", {})).get("containers"), "id")
     for container_id, item in told.items():
         entry = registry.get(container_id)
-        if entry is not None and not entry.starting:
+        if entry is None:
+            log.info("the guest has a container that is none of ours: %s", container_id)
+        elif not entry.starting:
             _apply(registry, entry, item)
     for container_id, started_ns in before.items():
         entry = registry.get(container_id)
@@ -61,8 +63,10 @@ def container_exited(registry: Registry, payload: Mapping[str, Any]) -> None:
     if entry is None:
         return  # removed meanwhile
     known = entry.container.started_ns
-    if exit.started_ns is None or (known is not None and exit.started_ns < known):
-        return  # an earlier run's
+    if exit.started_ns is None or (
+        known is not None and exit.started_ns < known and not entry.starting
+    ):
+        return  # an earlier run's (while one starts it is that one's, whatever the clock says)
     if known != exit.started_ns:
         registry.started(entry, pid=None, started_ns=exit.started_ns)
     if entry.container.running:
