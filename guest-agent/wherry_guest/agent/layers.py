@@ -174,7 +174,7 @@ class Layers:
     async def _appear(self, host: ScsiHost, layer: Layer) -> Path:
         deadline = self._loop.time() + APPEAR_TIMEOUT
         pause = 0.001
-        while (name := host.disk(layer.lun)) is None or not (self._devices / name).exists():
+        while (name := host.disk(layer.lun)) is None or not scsi.is_ready(self._devices / name):
             if self._loop.time() > deadline:
                 raise LayerError(f"layer {layer.diff_id}: no disk at LUN {layer.lun}")
             await sleep(self._loop, pause)

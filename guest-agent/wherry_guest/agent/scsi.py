@@ -107,6 +107,17 @@ class ScsiHost:
         return self.sysfs / f"bus/scsi/devices/{self.number}:0:0:{lun}"
 
 
+def is_ready(device: Path) -> bool:
+    """Whether the device can be opened: its node is there a moment before its disk is (ENXIO)."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO):
+            return False
+        raise
+    return True
+
+
 def read_serial(device: Path) -> str:
     """The unit serial number (VPD page 0x80), asked of the device now."""
     fd = os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_NONBLOCK)
