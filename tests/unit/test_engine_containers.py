@@ -18,6 +18,7 @@ from wherry.errors import (
     NotModified,
     StartFailed,
 )
+from wherry.machine import MachineState
 
 
 def test_a_container_runs_prints_and_exits(tmp_path: Path) -> None:
@@ -302,6 +303,23 @@ def test_a_machine_is_not_started_to_remove(tmp_path: Path) -> None:
         await world.run("box2")
         await until(lambda: bool(world.agent.asked("container.remove")), "the removal")
         assert world.agent.asked("container.remove") == [{"id": container.id}]
+
+    play(tmp_path, scene)
+
+
+def test_a_machine_that_is_stopping_is_not_asked_to_remove(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        container = await world.run("box", AutoRemove=True)
+        world.machine.state = MachineState.STOPPING
+        removed = world.engine.containers.waiter("box", "removed")
+        world.agent.exit(container.id, 143)
+        await removed
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert world.agent.asked("container.remove") == []
+        world.machine.die()
+        await world.run("box2")
+        await until(lambda: bool(world.agent.asked("container.remove")), "the removal")
 
     play(tmp_path, scene)
 

@@ -13,7 +13,7 @@ from wherry.engine.model import Container
 from wherry.engine.ports import LinkPort, MachinePort, StorePort, StreamPort
 from wherry.errors import AgentError, LinkError, MachineError
 from wherry.images.store import Image
-from wherry.machine import LayerDisk
+from wherry.machine import LayerDisk, MachineState
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ class Guest:
         """The link, None while the machine is off."""
         link: LinkPort | None = self._machine.link
         return link
+
+    @property
+    def steady_link(self) -> LinkPort | None:
+        """The link of a machine that is not on its way down, when its disk may be closed already."""
+        return self.link if self._machine.state is MachineState.RUNNING else None
 
     def need_link(self) -> LinkPort:
         """The link of a machine that runs. Raises MachineError."""

@@ -55,9 +55,9 @@ class Removals:
             await released.wait()
         try:
             await asyncio.to_thread(self._images.release, container_id)
-            link = self._guest.link
+            link = self._guest.steady_link
             if link is None:
-                return
+                return  # `resume` comes with the next one
             await link.call("container.remove", {"id": container_id})
             with self._state.transaction() as transaction:
                 transaction.delete_removal(container_id)
