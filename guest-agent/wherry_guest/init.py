@@ -108,7 +108,6 @@ def _boot(kernel: Kernel) -> None:
 
     del wherry_guest
     _await_module_loader(loader)
-    _raise_loopback(kernel)
     make_zram_swap(kernel)
     _serve(kernel)
 
@@ -267,12 +266,6 @@ def _await_module_loader(pid: int) -> None:
     _, status = os.waitpid(pid, 0)
     if status:
         raise RuntimeError("a kernel module could not be loaded (see the line above)")
-
-
-def _raise_loopback(kernel: Kernel) -> None:
-    from wherry_guest.core.netlink import LOOPBACK_INDEX, link_up
-
-    kernel.netlink([link_up(LOOPBACK_INDEX)])
 
 
 def _make_directory(kernel: Kernel, path: str) -> None:
