@@ -36,7 +36,7 @@ class Guest:
 
     @property
     def steady_link(self) -> LinkPort | None:
-        """The link of a machine that is not on its way down, when its disk may be closed already."""
+        """The link, unless the machine is on its way down: its disk may be closed already."""
         return self.link if self._machine.state is MachineState.RUNNING else None
 
     def need_link(self) -> LinkPort:
