@@ -175,18 +175,18 @@ class GuestStream:
         """
         if self._wire.room < -STREAM_QUEUE_LIMIT:
             raise BufferError(f"stream {self.id}: written on without waiting for on_writable")
-        writable = self._channel._conn.send(self._wire, data)
+        writable = self._channel._conn.streams.send(self._wire, data)
         self._channel._port.flush_soon()
         return writable
 
     def end(self) -> None:
         """Half-close, after what was written. Nothing happens when it was ended or reset before."""
-        self._channel._conn.end(self._wire)
+        self._channel._conn.streams.end(self._wire)
         self._channel._port.flush_soon()
 
     def reset(self, reason: str) -> None:
         """Kill both directions at once; the host sees `reason`. Our `on_reset` is not called."""
-        self._channel._conn.reset(self._wire, reason)
+        self._channel._conn.streams.reset(self._wire, reason)
         self._channel._streams.pop(self.id, None)
         self._held.clear()
         self._channel._port.flush_soon()
@@ -195,7 +195,7 @@ class GuestStream:
         if self._paused or self._data is None or self._held:
             self._held.append(data)
         else:
-            self._channel._conn.consumed(self._wire, len(data))
+            self._channel._conn.streams.consumed(self._wire, len(data))
             self._data(data)
 
     def _host_ended(self) -> None:
@@ -224,7 +224,7 @@ class GuestStream:
         try:
             while self._held and not self._paused and self._data is not None:
                 chunk = self._held.popleft()
-                self._channel._conn.consumed(self._wire, len(chunk))
+                self._channel._conn.streams.consumed(self._wire, len(chunk))
                 self._data(chunk)
         finally:
             self._delivering = False

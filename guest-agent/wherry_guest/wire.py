@@ -45,6 +45,7 @@ from wherry_guest.messages import (
     integer,
 )
 from wherry_guest.outbox import Buffer, Outbox, StreamState
+from wherry_guest.streams import MAX_WINDOW, Streams
 
 __all__ = [
     "MAX_MESSAGE",
@@ -77,7 +78,6 @@ VERSION: Final = f"{frames.MAJOR}.{frames.MINOR}"
 WINDOW: Final = 512 * 1024
 """Bytes of a stream that may be under way, and that its sender may have to keep."""
 
-MAX_WINDOW: Final = 16 * 1024 * 1024
 ACK_FRAMES: Final = 32
 ACK_BYTES: Final = 256 * 1024
 """An acknowledgement is sent by itself after so much that nothing went back for."""
@@ -122,6 +122,7 @@ class Connection:
         window: bytes per stream that the peer may send ahead of `consumed`.
 
     Attributes:
+        streams: opens, writes, ends and resets them.
         state, peer: the latter is the other end's last HELLO, None before the first.
         patience: seconds until the next `tick()` is due; None: no need.
         minor: the minor version of the protocol that both ends speak.
@@ -142,10 +143,10 @@ class Connection:
         self.epoch = os.urandom(8).hex() if epoch is None else epoch
         self._hello = dict(hello or {})
         self._window = window
-        self._peer_window = 0
         self._parser = frames.Parser()
         self._outbox = Outbox()
         self._events: list[Event] = []
+        self.streams = Streams(role is Role.HOST, self._outbox, window, self._tell)
         self._session: str | None = None
         self._resumed = False
         self._greetings = 0
@@ -154,8 +155,6 @@ class Connection:
         self._pings = 0
         self._resyncs = 0
         self._next_call = 0
-        self._next_stream = 0
-        self._streams: dict[int, StreamState] = {}
         self._parts: list[bytes] = []
         self._parts_of = (0, 0)
         self._owed_frames = self._owed_bytes = 0
@@ -208,9 +207,7 @@ class Connection:
         if pieces and outbox.flowing:
             self._owed_frames = self._owed_bytes = 0
         if outbox.finished:
-            for stream in outbox.finished:
-                self._close_if_complete(stream)
-            outbox.finished.clear()
+            self.streams.finish()
         return pieces
 
     def events(self) -> list[Event]:
@@ -302,54 +299,8 @@ class Connection:
         self._unstored_events -= 1
         self._outbox.post(frames.EVENT_ACK, id)
 
-    def open_stream(self) -> StreamState:
-        """Host: a new stream, usable at once; its id goes into a call's parameters."""
-        self._next_stream += 1
-        stream = StreamState(self._next_stream, self._peer_window, self._window)
-        self._streams[stream.id] = stream
-        self._outbox.post(frames.OPEN, stream.id)
-        return stream
-
-    def send(self, stream: StreamState, data: bytes) -> bool:
-        """Queue data; False: no credit is left, stop until `Writable`.
-
-        On a stream that was reset the data is dropped (True).
-
-        Raises:
-            ValueError: the stream was ended.
-        """
-        if stream.dead:
-            return True
-        if not stream.sending:
-            raise ValueError(f"stream {stream.id} was ended")
-        if data:
-            self._outbox.send(stream, data)
-        stream.starved = stream.room <= 0
-        return not stream.starved
-
-    def end(self, stream: StreamState) -> None:
-        """Half-close after what is queued."""
-        if stream.sending:
-            stream.sending = False
-            self._outbox.schedule(stream)
-
-    def reset(self, stream: StreamState, reason: str) -> None:
-        """Kill both halves; the peer gets the reason. Nothing if the stream is closed."""
-        if self._streams.pop(stream.id, None) is not None:
-            stream.drop()
-            self._outbox.post(frames.RESET, stream.id, _cut_text(reason, frames.RESET))
-
-    def consumed(self, stream: StreamState, count: int) -> None:
-        """`count` bytes of the stream have gone where they should: grants credit for as many."""
-        stream.consumed += count
-        limit = stream.consumed + self._window
-        if (
-            2 * (limit - stream.granted) >= self._window
-            and not stream.peer_ended
-            and not stream.dead
-        ):
-            stream.granted = limit
-            self._outbox.post(frames.CREDIT, stream.id, limit.to_bytes(8, "big"))
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
 
     # The handshake.
 
@@ -390,7 +341,7 @@ class Connection:
         if not minor.isdecimal():
             raise ProtocolError("HELLO has no version")
         self.minor = min(frames.MINOR, int(minor[:6]))
-        self._peer_window = integer(hello, "window", 1, MAX_WINDOW)
+        self.streams.peer_window = integer(hello, "window", 1, MAX_WINDOW)
         if self.role is Role.GUEST:
             self._answer_hello(hello, tag)
         elif self.state is not State.OPEN or tag != self._outbox.peer_tag:
@@ -451,9 +402,7 @@ class Connection:
         if resumed:
             self._events.append(SessionResumed(hello))
             return
-        for stream in self._streams.values():  # opened before it was known
-            stream.limit = self._peer_window
-            self._outbox.schedule(stream)
+        self.streams.start_session()
         self._unsent_events = deque(self._kept_events)
         self._post_events()
         self._events.append(SessionStarted(hello))
@@ -462,15 +411,11 @@ class Connection:
         if self._session is None:
             return
         self._session = None
-        for stream in self._streams.values():
-            stream.drop()
-        self._streams.clear()
+        self.streams.end_session()
         self._outbox.clear()
         self._outbox.flowing = False
         self._parts.clear()
         self._owed_frames = self._owed_bytes = 0
-        if self.role is Role.GUEST:
-            self._next_stream = 0
         self._unsent_events.clear()
         self._unstored_events = 0
         self._events.append(SessionEnded(reason))
@@ -523,7 +468,7 @@ class Connection:
         self._owed_frames += 1
         self._owed_bytes += len(frame.payload)
         if type == frames.DATA:
-            self._on_data(frame)
+            self.streams.on_data(frame)
         else:
             self._on_message(frame)
 
@@ -538,31 +483,16 @@ class Connection:
                 self._hailed = True
                 self._say_hello()
 
-    def _on_data(self, frame: Frame) -> None:
-        stream = self._stream(frame)
-        if stream is None:
-            return
-        size = len(frame.payload)
-        if stream.peer_ended or stream.received + size > stream.granted:
-            raise ProtocolError(f"stream {frame.id}: data beyond its credit or its end")
-        stream.received += size
-        if size:
-            self._events.append(DataReceived(frame.id, frame.payload))
-        if frame.flags & frames.END:
-            stream.peer_ended = True
-            self._events.append(StreamEnded(frame.id))
-            self._close_if_complete(stream)
-
     def _on_message(self, frame: Frame) -> None:
         type = frame.type
         if type not in (_HOST_HEARS if self.role is Role.HOST else _GUEST_HEARS):
             raise ProtocolError(f"a frame of type {type} from the wrong end")
         if type == frames.CREDIT:
-            self._on_credit(frame)
+            self.streams.on_credit(frame)
         elif type == frames.OPEN:
-            self._on_open(frame.id)
+            self.streams.on_open(frame.id)
         elif type == frames.RESET:
-            self._on_reset(frame)
+            self.streams.on_reset(frame)
         elif type == frames.EVENT_ACK:
             self._kept_events.pop(frame.id, None)
             self._post_events()
@@ -574,44 +504,6 @@ class Connection:
                     if self._unstored_events > EVENTS_IN_FLIGHT:
                         raise ProtocolError("too many events at once")
                 self._events.append(decode_message(type, frame.id, payload))
-
-    def _on_credit(self, frame: Frame) -> None:
-        stream = self._stream(frame)
-        if stream is None:
-            return
-        limit = int.from_bytes(frame.payload, "big")
-        if not stream.limit <= limit <= stream.sent + MAX_WINDOW:
-            raise ProtocolError(f"stream {frame.id}: impossible credit")
-        stream.limit = limit
-        self._outbox.schedule(stream)
-        if stream.starved and stream.room > 0:
-            stream.starved = False
-            self._events.append(Writable(frame.id))
-
-    def _on_open(self, id: int) -> None:
-        if id <= self._next_stream:
-            raise ProtocolError(f"stream {id} was opened twice")
-        self._next_stream = id
-        stream = self._streams[id] = StreamState(id, self._peer_window, self._window)
-        self._events.append(StreamOpened(stream))
-
-    def _on_reset(self, frame: Frame) -> None:
-        stream = self._stream(frame)
-        if stream is not None:
-            del self._streams[frame.id]
-            stream.drop()
-            self._events.append(StreamClosed(frame.id, frame.payload.decode(errors="replace")))
-
-    def _stream(self, frame: Frame) -> StreamState | None:
-        """The frame's stream, None when it was closed meanwhile."""
-        stream = self._streams.get(frame.id)
-        if stream is None and not 0 < frame.id <= self._next_stream:
-            raise ProtocolError(f"stream {frame.id} was never opened")
-        return stream
-
-    def _close_if_complete(self, stream: StreamState) -> None:
-        if stream.ended and stream.peer_ended and self._streams.pop(stream.id, None) is not None:
-            self._events.append(StreamClosed(stream.id, None))
 
     def _assemble(self, frame: Frame) -> bytes | None:
         """The whole message, when this frame completes it."""
@@ -642,7 +534,3 @@ class Connection:
 def _fresh_tag() -> int:
     """A secret that nothing sent before can contain; 0 means none."""
     return int.from_bytes(os.urandom(4), "big") or 1
-
-
-def _cut_text(text: str, type: int) -> bytes:
-    return text.encode("utf-8", "replace")[: frames.LIMITS[type]]

@@ -26,7 +26,7 @@ def of_type(events: list[wire.Event], kind: type) -> list[wire.Event]:
 
 def stream_pair(pair: LossyPair) -> tuple[wire.StreamState, wire.StreamState]:
     """A stream as (host's, guest's) state."""
-    here = pair.host.open_stream()
+    here = pair.host.streams.open()
     pair.settle()
     (event,) = of_type(pair.taken_events()[1], wire.StreamOpened)
     assert isinstance(event, wire.StreamOpened)
@@ -100,10 +100,10 @@ def test_file_names_that_are_not_utf8_survive() -> None:
 def test_a_call_arrives_before_the_data_of_the_stream_that_it_names() -> None:
     pair = opened()
     busy, _ = stream_pair(pair)
-    pair.host.send(busy, bytes(300_000))
-    stream = pair.host.open_stream()
+    pair.host.streams.send(busy, bytes(300_000))
+    stream = pair.host.streams.open()
     pair.host.call("exec.start", {"stream": stream.id})
-    pair.host.send(stream, b"input")
+    pair.host.streams.send(stream, b"input")
     pair.settle()
     kinds = [
         type(event)
@@ -116,12 +116,12 @@ def test_a_call_arrives_before_the_data_of_the_stream_that_it_names() -> None:
 def test_half_close_leaves_the_other_direction_open() -> None:
     pair = opened()
     here, there = stream_pair(pair)
-    pair.host.send(here, b"question")
-    pair.host.end(here)
+    pair.host.streams.send(here, b"question")
+    pair.host.streams.end(here)
     pair.settle()
     assert pair.taken_events()[1] == [wire.DataReceived(here.id, b"question"), wire.StreamEnded(1)]
-    pair.guest.send(there, b"answer")
-    pair.guest.end(there)
+    pair.guest.streams.send(there, b"answer")
+    pair.guest.streams.end(there)
     pair.settle()
     assert pair.taken_events()[0] == [
         wire.DataReceived(here.id, b"answer"),
@@ -133,32 +133,32 @@ def test_half_close_leaves_the_other_direction_open() -> None:
 def test_writing_after_the_end_is_an_error() -> None:
     pair = opened()
     here, _ = stream_pair(pair)
-    pair.host.end(here)
+    pair.host.streams.end(here)
     with pytest.raises(ValueError, match="ended"):
-        pair.host.send(here, b"more")
+        pair.host.streams.send(here, b"more")
 
 
 def test_reset_reaches_the_other_side_and_drops_what_was_queued() -> None:
     pair = opened()
     here, there = stream_pair(pair)
-    pair.guest.send(there, bytes(2 * wire.WINDOW))
+    pair.guest.streams.send(there, bytes(2 * wire.WINDOW))
     pair.move()
-    pair.host.reset(here, "the client is gone")
+    pair.host.streams.reset(here, "the client is gone")
     pair.settle()
     assert wire.StreamClosed(1, "the client is gone") in pair.taken_events()[1]
-    assert there.queued == 0 and pair.guest.send(there, b"into the void")
+    assert there.queued == 0 and pair.guest.streams.send(there, b"into the void")
     pair.settle()
 
 
 def test_credit_stops_a_sender_until_the_data_is_consumed() -> None:
     pair = opened()
     here, there = stream_pair(pair)
-    assert pair.guest.send(there, bytes(wire.WINDOW + 100)) is False
+    assert pair.guest.streams.send(there, bytes(wire.WINDOW + 100)) is False
     pair.settle()
     host_events, guest_events = pair.taken_events()
     received = sum(len(e.data) for e in host_events if isinstance(e, wire.DataReceived))
     assert received == wire.WINDOW and there.queued == 100
-    pair.host.consumed(here, received)
+    pair.host.streams.consumed(here, received)
     pair.settle()
     host_events, guest_events = pair.taken_events()
     assert sum(len(e.data) for e in host_events if isinstance(e, wire.DataReceived)) == 100
@@ -169,17 +169,17 @@ def test_a_stalled_stream_does_not_hold_up_a_busy_one() -> None:
     pair = opened()
     _, stalled = stream_pair(pair)
     busy_here, busy = stream_pair(pair)
-    pair.guest.send(stalled, bytes(4 * wire.WINDOW))
+    pair.guest.streams.send(stalled, bytes(4 * wire.WINDOW))
     moved, writable = 0, True
     for _ in range(200):
         while writable:
-            writable = pair.guest.send(busy, bytes(65536))
+            writable = pair.guest.streams.send(busy, bytes(65536))
         pair.move()
         host_events, guest_events = pair.taken_events()
         for event in host_events:
             if isinstance(event, wire.DataReceived) and event.id == busy_here.id:
                 moved += len(event.data)
-                pair.host.consumed(busy_here, len(event.data))
+                pair.host.streams.consumed(busy_here, len(event.data))
         writable = wire.Writable(busy.id) in guest_events
     assert moved > 20 * wire.WINDOW
     assert stalled.queued == 3 * wire.WINDOW
@@ -189,7 +189,7 @@ def test_busy_streams_take_turns() -> None:
     pair = opened()
     states = [stream_pair(pair)[1] for _ in range(3)]
     for state in states:
-        pair.guest.send(state, bytes(4 * frames.MAX_PAYLOAD))
+        pair.guest.streams.send(state, bytes(4 * frames.MAX_PAYLOAD))
     pair.settle()
     order = [event.id for event in pair.taken_events()[0] if isinstance(event, wire.DataReceived)]
     assert order[:6] == [1, 2, 3, 1, 2, 3]
@@ -311,7 +311,7 @@ def test_a_new_engine_resets_streams_in_the_guest() -> None:
     guest_events = pair.taken_events()[1]
     assert of_type(guest_events, wire.SessionEnded) == [wire.SessionEnded("another session began")]
     here, there = stream_pair(pair)
-    pair.guest.send(there, b"fresh")
+    pair.guest.streams.send(there, b"fresh")
     pair.settle()
     assert wire.DataReceived(here.id, b"fresh") in pair.taken_events()[0]
 
@@ -398,7 +398,7 @@ def test_data_beyond_its_credit_breaks_the_session() -> None:
     pair = opened()
     _, there = stream_pair(pair)
     there.limit += 1 << 20
-    pair.guest.send(there, bytes(1 << 20))
+    pair.guest.streams.send(there, bytes(1 << 20))
     pair.settle()
     assert of_type(pair.taken_events()[0], wire.Broken)
 

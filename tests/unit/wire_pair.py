@@ -91,9 +91,9 @@ class Half:
             data = PATTERN[self.left % 4096 :][: min(chunk, self.left)]
             self.left -= len(data)
             self.sent.update(data)
-            self.writable = self.sender.send(self.out, data)
+            self.writable = self.sender.streams.send(self.out, data)
         if not self.left:
-            self.sender.end(self.out)
+            self.sender.streams.end(self.out)
 
     @property
     def complete(self) -> bool:
@@ -108,7 +108,7 @@ class Traffic:
         self.chunk = chunk
         self.down: dict[int, Half] = {}
         self.up: dict[int, Half] = {}
-        opened = [pair.host.open_stream() for _ in range(streams)]
+        opened = [pair.host.streams.open() for _ in range(streams)]
         pair.settle()
         _, guest_events = pair.taken_events()
         there = {e.stream.id: e.stream for e in guest_events if isinstance(e, wire.StreamOpened)}
@@ -145,7 +145,7 @@ class Traffic:
                     half = incoming[id]
                     assert not half.ended
                     half.received.update(data)
-                    half.receiver.consumed(half.into, len(data))
+                    half.receiver.streams.consumed(half.into, len(data))
                 case wire.StreamEnded(id):
                     incoming[id].ended = True
                 case wire.Writable(id):

@@ -178,7 +178,7 @@ class Link:
         """
         if self._closed is not None:
             raise self._closed
-        state = self._conn.open_stream()
+        state = self._conn.streams.open()
         stream = self._streams[state.id] = Stream(self, state)
         return stream
 
@@ -404,21 +404,21 @@ class Link:
     # What streams ask for.
 
     def stream_send(self, state: wire.StreamState, data: bytes) -> bool:
-        writable = self._conn.send(state, data)
+        writable = self._conn.streams.send(state, data)
         self._pump()
         return writable
 
     def stream_end(self, state: wire.StreamState) -> None:
-        self._conn.end(state)
+        self._conn.streams.end(state)
         self._pump()
 
     def stream_reset(self, state: wire.StreamState, reason: str) -> None:
         self._streams.pop(state.id, None)
-        self._conn.reset(state, reason)
+        self._conn.streams.reset(state, reason)
         self._pump()
 
     def stream_consumed(self, state: wire.StreamState, count: int) -> None:
-        self._conn.consumed(state, count)
+        self._conn.streams.consumed(state, count)
         self._pump()
 
 
