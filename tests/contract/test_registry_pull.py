@@ -107,7 +107,7 @@ def test_an_image_made_by_umoci_is_pulled_and_imported(
     layout = tmp_path / "umoci"
     content = tmp_path / "content"
     (content / "etc").mkdir(parents=True)
-    (content / "etc" / "motd").write_text("hello\n".ljust(512))
+    (content / "etc" / "motd").write_text("hello\n")
     for command in (
         ["init", "--layout", str(layout)],
         ["new", "--image", f"{layout}:one"],

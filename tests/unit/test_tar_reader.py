@@ -205,10 +205,17 @@ def test_archives_may_end_early_between_entries(data: bytes) -> None:
     assert len(entries_of(data)) in (0, 2)
 
 
+def test_the_last_entry_s_padding_may_be_missing() -> None:
+    data = tar_of(member("a", data=b"x" * 600), member("b", data=b"y" * 10))
+    contents = 512 + 1024 + 512 + 10
+    for end in (contents, contents + 1, contents + 501):
+        assert [it[1] for it in entries_of(data[:end])] == [b"x" * 600, b"y" * 10]
+
+
 def test_every_truncation_inside_an_entry_is_an_error() -> None:
     data = tar_of(member("a", data=b"x" * 600), member("n" * 300, data=b"y" * 10))
     first = 512 + 1024
-    for cut in (*range(1, first, 37), *range(first + 1, len(data.rstrip(b"\0")), 37)):
+    for cut in (*range(1, 512 + 600, 37), *range(first + 1, len(data.rstrip(b"\0")), 37)):
         with pytest.raises(LayerError, match=r"cut short|ends after an extended"):
             entries_of(data[:cut])
 

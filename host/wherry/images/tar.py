@@ -107,7 +107,8 @@ class TarReader:
     def next(self) -> TarEntry | None:
         """The next entry, or None at the end of the archive."""
         if self._left or self._pad:
-            self._skip(self._left + self._pad)
+            self._skip(self._left)
+            self._skip_padding()
             self._left = self._pad = 0
         extra: Extra | None = None
         while True:
@@ -213,6 +214,13 @@ class TarReader:
                 self._pos = count
                 return
             count -= len(data)
+
+    def _skip_padding(self) -> None:
+        """Past the current entry's padding; the archive may end in it, as in Go's archive/tar
+        (`umoci insert` writes such layers)."""
+        if self._pos + self._pad > len(self._buffer):
+            self._fill(self._pad)
+        self._pos = min(self._pos + self._pad, len(self._buffer))
 
     def _truncated(self) -> LayerError:
         where = f"in or after {shown(self._name)}" if self._name else "in its first entry"
