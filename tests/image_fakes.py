@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import ssl
 import tarfile
 import threading
 from collections import Counter
@@ -153,6 +154,11 @@ class FakeRegistry:
     @property
     def host(self) -> str:
         return f"127.0.0.1:{self._server.server_address[1]}"
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Speak HTTPS. Before `start`."""
+        listener = self._server.socket
+        self._server.socket = context.wrap_socket(listener, server_side=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import datetime
 import json
 import random
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -436,3 +439,61 @@ def test_the_servers_words_are_one_printable_line(registry: FakeRegistry) -> Non
 def test_fake_images_are_what_they_claim() -> None:
     image = FakeImage([b"x"], compress=bytes)
     assert json.loads(image.manifest)["layers"][0]["digest"] == digest(b"x")
+
+
+def certificate(directory: Path) -> ssl.SSLContext:
+    """A server's TLS with a certificate that nobody trusts."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    file = directory / "server.pem"
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + signed.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # urllib3's, about what we chose
+def test_loopback_may_speak_tls_with_a_certificate_that_nobody_trusts(tmp_path: Path) -> None:
+    fake = FakeRegistry()
+    fake.use_tls(certificate(tmp_path))
+    with running(fake):
+        image = simple_image()
+        fake.add("a/b", "1", image)
+        assert client(fake).manifest("a/b", "1").body == image.manifest
+
+
+def test_elsewhere_a_certificate_that_nobody_trusts_ends_it_at_once(tmp_path: Path) -> None:
+    fake = FakeRegistry()
+    fake.use_tls(certificate(tmp_path))
+
+    class Elsewhere(Transport):
+        """A name that is not loopback's leads to the fake registry."""
+
+        def request(self, method: str, url: str, *args: Any, **more: Any) -> Any:
+            asked.append(url)
+            return super().request(method, url.replace("r.example", fake.host), *args, **more)
+
+    asked: list[str] = []
+    with running(fake), pytest.raises(RegistryError, match=r"r\.example.*not trusted"):
+        RegistryClient("r.example", transport=Elsewhere(), policy=QUICK).manifest("a/b", "1")
+    assert asked == ["https://r.example/v2/a/b/manifests/1"]
+    assert fake.requests == []
