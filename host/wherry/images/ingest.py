@@ -14,7 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from wherry.images.registry import Stopped
-from wherry.osutil import LockHeld, fsync_directory, lock_file, private_directory
+from wherry.osutil import (
+    LockHeld,
+    fsync_directory,
+    lock_file,
+    private_directory,
+    replace_file,
+)
 
 _LOOK_SECONDS = 0.5
 
@@ -71,7 +77,7 @@ class Ingest:
 
 def move_into_place(source: Path, target: Path) -> None:
     """Rename a synced file and make the name durable."""
-    source.replace(target)
+    replace_file(source, target)
     fsync_directory(target.parent)
 
 

@@ -6,7 +6,13 @@ those that wait say so and take a deadline.
 
 from __future__ import annotations
 
-from wherry.osutil.files import atomic_write, fsync_directory, private_directory, sync_descriptor
+from wherry.osutil.files import (
+    atomic_write,
+    fsync_directory,
+    private_directory,
+    replace_file,
+    sync_descriptor,
+)
 from wherry.osutil.host import cpu_count, raise_file_limit, total_memory
 from wherry.osutil.locks import LockHeld, lock_file
 from wherry.osutil.process import (
@@ -35,6 +41,7 @@ __all__ = [
     "lock_file",
     "private_directory",
     "raise_file_limit",
+    "replace_file",
     "spawn_detached",
     "sync_descriptor",
     "terminate",

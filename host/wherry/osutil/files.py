@@ -47,11 +47,28 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.flush()
             sync_descriptor(file.fileno())
         temporary.chmod(mode)
-        _replace(temporary, path)
+        replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename over `target`; on Windows again for a moment while a scanner or reader has it open.
+
+    Raises:
+        OSError: as from rename.
+    """
+    deadline = time.monotonic() + _REPLACE_RETRY_SECONDS
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def fsync_directory(path: Path) -> None:
@@ -96,15 +113,3 @@ def _check_ours(path: Path, status: os.stat_result) -> None:
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
         path.chmod(0o700)
-
-
-def _replace(source: Path, target: Path) -> None:
-    deadline = time.monotonic() + _REPLACE_RETRY_SECONDS
-    while True:
-        try:
-            source.replace(target)
-            return
-        except PermissionError:
-            if sys.platform != "win32" or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
