@@ -120,7 +120,10 @@ class Pid1:
         while True:
             self._start_agent_when_due()
             for fd, events in self._epoll.poll(self._seconds_to_start()):
-                self._handle(fd, events)
+                try:
+                    self._handle(fd, events)
+                except Exception as error:  # noqa: BLE001 - PID 1's end is a kernel panic
+                    self._console(f"wherry: PID 1: {type(error).__name__}: {error}")
 
     def _handle(self, fd: int, events: int) -> None:
         control = self.agent.socket
@@ -215,8 +218,15 @@ class Pid1:
         if agent.pid or time.monotonic() < agent.start_at:
             return
         ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        pid = self._launch(theirs, agent.program)
-        theirs.close()
+        try:
+            pid = self._launch(theirs, agent.program)
+        except OSError as error:  # no memory, no pid: both may come back
+            ours.close()
+            agent.start_at = time.monotonic() + LONGEST_DELAY
+            self._console(f"wherry: the agent could not be started: {error}")
+            return
+        finally:
+            theirs.close()
         self._connect(pid, ours)
 
     def _connect(self, pid: int, ours: socket.socket) -> None:
