@@ -116,8 +116,8 @@ def test_docker_run_on_a_terminal(wherry: Wherry) -> None:
             return b"40 120" in terminal.shown
 
         eventually("the new size arrives", resized)
-        terminal.type(b"sleep 1000\r")
-        terminal.expect(b"sleep 1000")
+        terminal.type(b"echo sl''eeps; sleep 1000\r")
+        terminal.expect(b"sleeps")
         terminal.type(b"\x03")
         terminal.expect(b"# ")
         terminal.type(b"exit 6\r")

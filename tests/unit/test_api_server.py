@@ -26,10 +26,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 MODEL = Container(
-    id="ab" * 32, name="one", created_ns=1_700_000_000_000_000_000, image="localhost/busybox",
-    image_id="sha256:" + "cd" * 32, manifest_digest="sha256:" + "ef" * 32, config={"Cmd": ["sh"], "Tty": False}, host_config={}, layers=(),
-    status=Status.RUNNING, pid=7, started_ns=1_700_000_000_000_000_000,
-)  # fmt: skip
+    id="ab" * 32,
+    name="one",
+    created_ns=1_700_000_000_000_000_000,
+    image="localhost/busybox",
+    image_id="sha256:" + "cd" * 32,
+    manifest_digest="sha256:" + "ef" * 32,
+    config={"Cmd": ["sh"], "Tty": False},
+    host_config={},
+    layers=(),
+    status=Status.RUNNING,
+    pid=7,
+    started_ns=1_700_000_000_000_000_000,
+)
 
 
 class Echo:

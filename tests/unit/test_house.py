@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,14 @@ def test_the_types_hold(platform: str) -> None:
 
 def test_nobody_imports_whom_they_must_not() -> None:
     code = "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

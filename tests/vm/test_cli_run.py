@@ -36,8 +36,8 @@ def test_stdout_and_stderr_are_kept_apart(wherry: Wherry) -> None:
     [
         (["true"], 0),
         (["sh", "-c", "exit 42"], 42),
-        (["sh", "-c", "kill -TERM $$"], 143),
-        (["sh", "-c", "kill -KILL $$"], 137),
+        (["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"], 143),
+        (["sh", "-c", "sh -c 'kill -KILL $$'; exit $?"], 137),
         (["/no/such/program"], 127),
         (["no-such-program"], 127),
         (["/etc"], 126),
@@ -266,8 +266,8 @@ def test_a_terminal_is_raw_sized_resized_and_takes_ctrl_c(wherry: Wherry) -> Non
         terminal.expect(b"31 97")
         terminal.resize(40, 120)
         eventually("the new size arrives", lambda: _size_is(terminal, b"40 120"))
-        terminal.type(b"sleep 1000\r")
-        terminal.expect(b"sleep 1000")
+        terminal.type(b"echo sl''eeps; sleep 1000\r")
+        terminal.expect(b"sleeps")
         terminal.type(b"\x03")
         terminal.expect(b"# ")
         terminal.type(b"exit 3\r")

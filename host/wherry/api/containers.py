@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from wherry import detachkeys
 from wherry.api import fields, views
-from wherry.api.http import Hijack, RawConnection, Request, Response, json_response
-from wherry.api.streams import content_type, log_bytes, relay
+from wherry.api.http import Hijack, RawConnection, Request, Response, Route, json_response
+from wherry.api.streams import content_type, log_bytes, multiplexed, relay
 from wherry.api.timefmt import parse_time
-from wherry.errors import InvalidInput, WherryError
+from wherry.errors import InvalidInput, StartFailed, WherryError
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -156,7 +156,12 @@ async def start_exec(engine: Engine, request: Request) -> Response | Hijack:
     options = request.json()
     execution = engine.execs.get(request.args["id"])
     detach, tty = bool(options.get("Detach")), bool(options.get("Tty"))
-    attachment = await engine.execs.start(execution.id, detach=detach, tty=tty)
+    try:
+        attachment = await engine.execs.start(execution.id, detach=detach, tty=tty)
+    except StartFailed as error:
+        if detach:
+            raise
+        return _said_in_stream(error, execution.tty, request.version)
     if attachment is None:
         return Response(200)
     stdin = bool(execution.config.get("AttachStdin"))
@@ -166,6 +171,16 @@ async def start_exec(engine: Engine, request: Request) -> Response | Hijack:
         await relay(attachment, connection, stdin=stdin, detach_keys=keys)
 
     return Hijack(run, content_type(attachment.tty, request.version))
+
+
+def _said_in_stream(error: StartFailed, tty: bool, version: tuple[int, int]) -> Hijack:
+    """As Docker: clients expect a stream, and then inspect the exec for its code (126, 127)."""
+
+    async def run(connection: RawConnection) -> None:
+        text = f"{error.message}\r\n".encode()
+        await connection.write(text if tty else multiplexed(2, text))
+
+    return Hijack(run, content_type(tty, version))
 
 
 async def inspect_exec(engine: Engine, request: Request) -> Response:
@@ -178,7 +193,7 @@ async def resize_exec(engine: Engine, request: Request) -> Response:
     return Response(200)
 
 
-TABLE = [
+TABLE: list[Route] = [
     ("GET", "/containers/json", listing),
     ("POST", "/containers/create", create),
     ("GET", "/containers/{id}/json", inspect),

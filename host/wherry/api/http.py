@@ -113,6 +113,8 @@ class Hijack:
 
 
 Handler = Callable[["Engine", Request], Coroutine[Any, Any, Response | Hijack]]
+Route = tuple[str, str, Handler]
+"""Method, path pattern, handler."""
 
 
 class Routes:

@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from wherry.api import views
-from wherry.api.http import Request, Response, json_lines, json_response
+from wherry.api.http import Request, Response, Route, json_lines, json_response
 from wherry.api.progress import Message, Report, with_progress
 from wherry.errors import InvalidInput, NotImplementedYet
 
@@ -132,7 +132,7 @@ async def remove(engine: Engine, request: Request) -> Response:
     return json_response([removal.as_json() for removal in removals])
 
 
-TABLE = [
+TABLE: list[Route] = [
     ("GET", "/images/json", listing),
     ("POST", "/images/create", create),
     ("GET", "/images/{name:path}/json", inspect),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from wherry.api.http import Request, Response, json_lines, json_response
+from wherry.api.http import Request, Response, Route, json_lines, json_response
 from wherry.api.progress import Message, Report, with_progress
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def engine_stop(engine: Engine, _request: Request) -> Response:
     return Response(204)
 
 
-TABLE = [
+TABLE: list[Route] = [
     ("GET", "/wherry/v1/machine", inspect),
     ("POST", "/wherry/v1/machine/start", start),
     ("POST", "/wherry/v1/machine/stop", stop),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from wherry.api import containers, images, machine, system
-from wherry.api.http import Handler, Routes
+from wherry.api.http import Route, Routes
 
 ROUTES = Routes()
 
-_TABLE: tuple[tuple[str, str, Handler], ...] = (
+_TABLE: tuple[Route, ...] = (
     *system.TABLE,
     *containers.TABLE,
     *images.TABLE,

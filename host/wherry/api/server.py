@@ -222,7 +222,10 @@ class _Connection:
         self._writer.write(head.encode("ascii"))
         await self._writer.drain()
         early, _ = self._http.trailing_data
-        await hijack.run(_Raw(bytes(early), self._reader, self._writer))
+        try:
+            await hijack.run(_Raw(bytes(early), self._reader, self._writer))
+        except WherryError as error:
+            log.warning("a stream ended early: %s", error)  # a byte stream has no place to say it
 
 
 class _Raw:

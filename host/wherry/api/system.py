@@ -13,6 +13,7 @@ from wherry.api.http import (
     MIN_API_VERSION,
     Request,
     Response,
+    Route,
     json_lines,
     json_response,
 )
@@ -128,7 +129,7 @@ async def not_implemented(_engine: Engine, request: Request) -> Response:
     raise NotImplementedYet(f"{request.method} {request.path} is not implemented")
 
 
-TABLE = [
+TABLE: list[Route] = [
     ("GET", "/_ping", ping),
     ("GET", "/version", version),
     ("GET", "/info", info),
@@ -143,13 +144,13 @@ _LATER = (
 )  # fmt: skip
 METHODS = ("GET", "POST", "PUT", "DELETE")
 
-POLITE = [
+POLITE: list[Route] = [
     *((method, f"/{noun}", not_a_swarm) for noun in _SWARM for method in METHODS),
     *((method, f"/{noun}/{{rest:path}}", not_a_swarm) for noun in _SWARM for method in METHODS),
 ]
 """Nouns that Docker has and a single node has not."""
 
-REST = [
+REST: list[Route] = [
     *((method, f"/{noun}", not_implemented) for noun in _LATER for method in METHODS),
     *((method, f"/{noun}/{{rest:path}}", not_implemented) for noun in _LATER for method in METHODS),
 ]
