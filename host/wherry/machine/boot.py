@@ -167,13 +167,13 @@ async def await_agent(
     try:
         await vm.qmp.execute("cont")
         for phase, sign in (
-            ("kernel", console.wait_for("init")),
-            ("init", console.wait_for("agent")),
-            ("agent", console.wait_ended()),
+            ("kernel", lambda: console.wait_for("init")),
+            ("init", lambda: console.wait_for("agent")),
+            ("agent", console.wait_ended),
         ):
             if progress is not None:
                 progress(phase, PHASES.index(phase), len(PHASES))
-            trouble = await _next_sign(phase, sign, connecting, deadlines.of(phase))
+            trouble = await _next_sign(phase, sign(), connecting, deadlines.of(phase))
             if connecting.done():
                 return connecting.result()
             if trouble is not None:
@@ -263,9 +263,9 @@ async def _failure(
     await asyncio.to_thread(terminate, vm.record.identity, grace=1.0)
     status = vm.exit_status() if died_by_itself else None
     console = vm.console.tail()[-_CONSOLE_LINES:] if vm.console else []
-    fatal = vm.console.fatal if vm.console else None
+    last_words = (vm.console.fatal or vm.console.panic) if vm.console else None
     await vm.aclose()
-    reason = fatal or (_ending(status) if status else None) or _reason(error)
+    reason = last_words or (_ending(status) if status else None) or _reason(error)
     return BootFailed(
         _epitaph(phase, reason, _stderr(paths), console),
         phase=phase,

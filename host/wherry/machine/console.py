@@ -21,6 +21,8 @@ _TAIL_LINES = 30
 MARKERS = {b"wherry: init": "init", b"wherry: agent": "agent"}
 """Lines that tell how far the guest is (docs/agent-calls.md): marker to the phase it opens."""
 FATAL = b"wherry: fatal:"
+_PANIC = b"Kernel panic - "
+"""kernel/panic.c; what follows is a stack, so the reason would not be among the last lines."""
 
 
 class ConsoleFile:
@@ -54,7 +56,12 @@ class ConsoleFile:
 
 
 class Console:
-    """Reads the console's socket until QEMU ends. Made by `connect`, ended by `aclose`."""
+    """Reads the console's socket until QEMU ends. Made by `connect`, ended by `aclose`.
+
+    Attributes:
+        fatal, panic: what PID 1, or the kernel, gave up with; None while they have not.
+        ended: whether QEMU has closed it.
+    """
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, file: Path
@@ -67,6 +74,7 @@ class Console:
         self._seen: set[str] = set()
         self._changed = asyncio.Event()
         self.fatal: str | None = None
+        self.panic: str | None = None
         self.ended = False
         self._task = asyncio.create_task(self._read(), name="guest console")
 
@@ -131,6 +139,8 @@ class Console:
 
     def _look_for_markers(self, line: bytes) -> None:
         """The kernel may print its own text before ours on the same line."""
+        if _PANIC in line and self.panic is None:
+            self.panic = _text(line[line.index(_PANIC) :])
         if FATAL in line:
             self.fatal = _text(line.partition(FATAL)[2])
             self._changed.set()

@@ -376,8 +376,8 @@ class Machine:
         if running.guest_ended == "guest-shutdown":
             end, reason = MachineState.STOPPED, "the guest powered itself off"
         elif running.guest_ended in ("guest-reset", "guest-panic"):
-            last = console.tail()[-1:] if console else []
-            end, reason = MachineState.FAILED, ": ".join(["the guest's kernel gave up", *last])
+            panic = console.panic if console else None
+            end, reason = MachineState.FAILED, panic or "the guest's kernel gave up"
         elif status is not None and status < 0:
             end, reason = MachineState.FAILED, f"QEMU was ended by signal {-status}"
         else:
