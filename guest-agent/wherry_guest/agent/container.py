@@ -289,8 +289,11 @@ class Container:
         self.started_ns = state["started_ns"] or self.started_ns
 
     def _stored_exit(self) -> Exit | None:
-        """The last exit, from the data disk. None: it did not end in order, or the machine lost
-        power before the file had its contents (it is not worth an fsync: the engine has the exit)."""
+        """The last exit, from the data disk.
+
+        None: it did not end in order, or the machine lost power before the file had its contents
+        (which is not worth an fsync: the engine has the exit).
+        """
         if not self.paths.exit.exists():
             return None
         try:

@@ -9,12 +9,11 @@ the device, say so. A layer that a container holds (from start to exit) is busy.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from wherry_guest.agent import scsi
 from wherry_guest.agent.children import sleep
 from wherry_guest.agent.kernel import write_atomically
 from wherry_guest.agent.scsi import ScsiHost
@@ -51,16 +50,23 @@ class Layers:
     Args:
         directory: where the mount points `l/<lun>` and the state are (/run/wherry).
         devices: where block devices are.
+        find_host: finds the virtio-scsi host, at the first call that needs it.
     """
 
     def __init__(
-        self, loop: Loop, kernel: Kernel, directory: Path, devices: Path = Path("/dev")
+        self,
+        loop: Loop,
+        kernel: Kernel,
+        directory: Path,
+        devices: Path = Path("/dev"),
+        find_host: Callable[[], ScsiHost | None] = ScsiHost.find,
     ) -> None:
         self._loop = loop
         self._kernel = kernel
         self._mounts = directory / "l"
         self._state = directory / "layers.json"
         self._devices = devices
+        self._find_host = find_host
         self._host: ScsiHost | None = None
         self._attached: dict[int, Layer] = {}
         self._attaching: dict[int, Promise[None]] = {}
@@ -155,7 +161,7 @@ class Layers:
         turn = self._attaching[layer.lun] = Promise()
         try:
             device = await self._appear(host, layer)
-            _verify(layer, device)
+            _verify(layer, host, device)
             target = self._mounts / str(layer.lun)
             target.mkdir(parents=True, exist_ok=True)
             self._kernel.mount(str(device), str(target), "erofs", _MOUNT_FLAGS, None)
@@ -174,7 +180,7 @@ class Layers:
     async def _appear(self, host: ScsiHost, layer: Layer) -> Path:
         deadline = self._loop.time() + APPEAR_TIMEOUT
         pause = 0.001
-        while (name := host.disk(layer.lun)) is None or not scsi.is_ready(self._devices / name):
+        while (name := host.disk(layer.lun)) is None or not host.is_ready(self._devices / name):
             if self._loop.time() > deadline:
                 raise LayerError(f"layer {layer.diff_id}: no disk at LUN {layer.lun}")
             await sleep(self._loop, pause)
@@ -208,7 +214,7 @@ class Layers:
     async def _released(self, host: ScsiHost, lun: int) -> bool:
         name = host.disk(lun)
         deadline = self._loop.time() + RELEASE_TIMEOUT
-        while name is not None and scsi.is_claimed(self._devices / name):
+        while name is not None and host.is_claimed(self._devices / name):
             if self._loop.time() > deadline:
                 return False
             await sleep(self._loop, 0.01)
@@ -216,7 +222,7 @@ class Layers:
 
     def _scsi_host(self) -> ScsiHost:
         if self._host is None:
-            self._host = ScsiHost.find()
+            self._host = self._find_host()
         if self._host is None:
             raise LayerError("this machine has no virtio-scsi host")
         return self._host
@@ -239,11 +245,11 @@ def layer_from(values: Mapping[str, Any]) -> Layer:
     return replace(layer, uuid=layer.uuid.replace("-", "").lower())
 
 
-def _verify(layer: Layer, device: Path) -> None:
+def _verify(layer: Layer, host: ScsiHost, device: Path) -> None:
     where = f"layer {layer.diff_id} on LUN {layer.lun}"
-    serial = scsi.read_serial(device)
+    serial = host.read_serial(device)
     if serial != layer.serial:
         raise LayerError(f"{where}: the serial is {serial!r}, not {layer.serial!r}")
-    uuid = scsi.read_erofs_uuid(device)
+    uuid = host.read_erofs_uuid(device)
     if uuid != layer.uuid:
         raise LayerError(f"{where}: the EROFS UUID is {uuid or 'not there'}, not {layer.uuid}")

@@ -103,43 +103,56 @@ class ScsiHost:
             return True
         return not device.exists()
 
+    # What a disk says of itself.
+
+    @staticmethod
+    def is_ready(device: Path) -> bool:
+        """Whether the device can be opened: its node is there a moment before its disk."""
+        try:
+            os.close(os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_NONBLOCK))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENXIO):
+                return False
+            raise
+        return True
+
+    @staticmethod
+    def read_serial(device: Path) -> str:
+        """The unit serial number (VPD page 0x80), asked of the device now."""
+        fd = os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_NONBLOCK)
+        try:
+            page = _inquiry(fd, _VPD_UNIT_SERIAL_NUMBER, device)
+        finally:
+            os.close(fd)
+        return page[4 : 4 + page[3]].decode("ascii", "replace").strip()
+
+    @staticmethod
+    def read_erofs_uuid(device: Path) -> str | None:
+        """The UUID (32 hex digits) of its EROFS, read past the page cache; None: no EROFS."""
+        import mmap  # here: only for its page-aligned memory, and it is a shared object of its own
+
+        fd = os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, _DIRECT_BYTES) as block:
+                if _os.preadv(fd, [block], 0) != _DIRECT_BYTES:
+                    return None
+                return erofs_uuid(block[:])
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def is_claimed(device: Path) -> bool:
+        """Whether a file system in any mount namespace still uses the device (exclusively)."""
+        try:
+            os.close(os.open(device, os.O_RDONLY | _os.O_CLOEXEC | os.O_EXCL))
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            raise
+        return False
+
     def _device(self, lun: int) -> Path:
         return self.sysfs / f"bus/scsi/devices/{self.number}:0:0:{lun}"
-
-
-def is_ready(device: Path) -> bool:
-    """Whether the device can be opened: its node is there a moment before its disk is (ENXIO)."""
-    try:
-        os.close(os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_NONBLOCK))
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO):
-            return False
-        raise
-    return True
-
-
-def read_serial(device: Path) -> str:
-    """The unit serial number (VPD page 0x80), asked of the device now."""
-    fd = os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_NONBLOCK)
-    try:
-        page = _inquiry(fd, _VPD_UNIT_SERIAL_NUMBER, device)
-    finally:
-        os.close(fd)
-    return page[4 : 4 + page[3]].decode("ascii", "replace").strip()
-
-
-def read_erofs_uuid(device: Path) -> str | None:
-    """The UUID (32 hex digits) of the device's EROFS, read past the page cache; None: no EROFS."""
-    import mmap  # here: only for its page-aligned memory, and it is a shared object of its own
-
-    fd = os.open(device, os.O_RDONLY | _os.O_CLOEXEC | _os.O_DIRECT)
-    try:
-        with mmap.mmap(-1, _DIRECT_BYTES) as block:
-            if _os.preadv(fd, [block], 0) != _DIRECT_BYTES:
-                return None
-            return erofs_uuid(block[:])
-    finally:
-        os.close(fd)
 
 
 def erofs_uuid(first_block: bytes) -> str | None:
@@ -148,17 +161,6 @@ def erofs_uuid(first_block: bytes) -> str | None:
     if int.from_bytes(superblock[:4], "little") != EROFS_MAGIC:
         return None
     return superblock[_EROFS_UUID_OFFSET : _EROFS_UUID_OFFSET + 16].hex()
-
-
-def is_claimed(device: Path) -> bool:
-    """Whether a file system in any mount namespace still uses the device (exclusively)."""
-    try:
-        os.close(os.open(device, os.O_RDONLY | _os.O_CLOEXEC | os.O_EXCL))
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return True
-        raise
-    return False
 
 
 def _inquiry(fd: int, page: int, device: Path) -> bytes:
