@@ -150,6 +150,7 @@ HOST_CONFIG: Mapping[str, Rule] = {
 }
 
 EXEC: Mapping[str, Rule] = {
+    "Container": Rule("", _anything),  # docker-py repeats what stands in the path
     "AttachStdin": Rule(False, _anything),
     "AttachStdout": Rule(False, _anything),
     "AttachStderr": Rule(False, _anything),
