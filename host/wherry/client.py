@@ -278,6 +278,8 @@ class _Http:
 
 
 def _connect(paths: MachinePaths) -> socket.socket:
+    if sys.platform == "win32":
+        raise EngineUnreachable("the engine does not run on Windows yet")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(os.fspath(paths.api_socket))

@@ -54,7 +54,7 @@ async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) ->
         finally:
             connections.discard(task)
 
-    server = await asyncio.start_unix_server(accept, sock=listener, limit=READ_SIZE)
+    server = await asyncio.start_server(accept, sock=listener, limit=READ_SIZE)
     try:
         await stop.wait()
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 from wherry.errors import StorageError
@@ -19,6 +20,8 @@ def listen_unix(path: Path) -> socket.socket:
     Raises:
         StorageError: the path is too long, or the directory is missing or not writable.
     """
+    if sys.platform == "win32":
+        raise StorageError("the engine cannot serve its API on Windows yet")
     temporary = path.with_name(f".{os.getpid():x}.s")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
