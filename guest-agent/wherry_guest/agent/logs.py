@@ -71,13 +71,14 @@ class LogFile:
     Raises (all methods): OSError, from the disk.
     """
 
-    __slots__ = ("_checkpoint", "_checkpointed", "_fd", "size")
+    __slots__ = ("_checkpoint", "_checkpointed", "_fd", "_notes", "size")
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(directory / "log", os.O_RDWR | os.O_CREAT | _os.O_CLOEXEC, 0o600)
         self._checkpoint = directory / "checkpoint"
         self._checkpointed = 0
+        self._notes = -1
         self.size = self._recover()
 
     def append(self, stream: int, payload: bytes, time_ns: int) -> None:
@@ -125,7 +126,9 @@ class LogFile:
         return data
 
     def close(self) -> None:
-        os.close(self._fd)
+        for fd in (self._fd, self._notes):
+            if fd >= 0:
+                os.close(fd)
 
     def _splice(self, pipe: int, at: int, length: int) -> int:
         """Move `length` bytes that are known to be there; fewer when the disk is full."""
@@ -147,8 +150,15 @@ class LogFile:
     def _committed(self, size: int) -> None:
         self.size = size
         if size - self._checkpointed >= CHECKPOINT_STEP:
-            self._checkpoint.write_bytes(size.to_bytes(8, "big"))
-            self._checkpointed = size
+            self._note(size)
+
+    def _note(self, boundary: int) -> None:
+        """Always in place and left open: ext4 may force what is closed to the disk."""
+        if self._notes < 0:
+            flags = os.O_WRONLY | os.O_CREAT | _os.O_CLOEXEC
+            self._notes = os.open(self._checkpoint, flags, 0o600)
+        _os.pwrite(self._notes, boundary.to_bytes(8, "big"), 0)
+        self._checkpointed = boundary
 
     def _write_all(self, at: int, data: bytes) -> None:
         view = memoryview(data)
