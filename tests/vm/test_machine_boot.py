@@ -32,10 +32,7 @@ def make_machine(vm_home: Home, vm_settings: Settings, loop: LoopThread) -> Iter
     made: list[Machine] = []
 
     def make(name: str = "own", **fields: object) -> Machine:
-        async def inside() -> Machine:
-            return Machine(name, vm_home, vm_settings, **fields)  # type: ignore[arg-type]  # as given
-
-        made.append(loop.run(inside()))
+        made.append(loop.call(lambda: Machine(name, vm_home, vm_settings, **fields)))  # type: ignore[arg-type]  # as given
         return made[-1]
 
     async def end(machine: Machine) -> None:

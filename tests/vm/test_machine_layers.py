@@ -23,7 +23,7 @@ PER_ROUND = 12
 def busybox(vm_home: Home, machine: Machine, loop: LoopThread) -> list[LayerDisk]:
     image = loop.run(machine.prepare_image())
     layers = busybox_layers(vm_home, image)
-    machine.pin_layers("busybox", [layer.diff_id for layer in layers])
+    loop.call(machine.pin_layers, "busybox", [layer.diff_id for layer in layers])
     loop.run(machine.attach_layers(layers))
     return layers
 
@@ -35,14 +35,14 @@ def test_300_luns_come_and_go_and_never_show_the_wrong_file(
     for number in range(ROUNDS):
         names = [f"f{number}-{index}" for index in range(PER_ROUND)]
         layers = [make_layer(tmp_path, {name: name.encode() * 300}) for name in names]
-        machine.pin_layers("round", [layer.diff_id for layer in layers])
+        loop.call(machine.pin_layers, "round", [layer.diff_id for layer in layers])
         loop.run(machine.attach_layers(layers))
         luns = {machine.attached_layers[layer.diff_id] for layer in layers}
         assert not luns & seen, "a LUN number was used twice"
         seen |= luns
         code, output = loop.run(run(machine.link, [*busybox, *layers], "cat", *names))
         assert (code, output) == (0, b"".join(name.encode() * 300 for name in names))
-        machine.unpin_layers("round")
+        loop.call(machine.unpin_layers, "round")
         loop.run(machine.trim_layers())
         assert machine.attached_layers.keys() == {layer.diff_id for layer in busybox}
     assert len(seen) == ROUNDS * PER_ROUND
@@ -57,7 +57,7 @@ def test_120_layers_at_once(
 ) -> None:
     names = [f"n{index}" for index in range(120)]
     layers = [make_layer(tmp_path, {name: name.encode(), "all": name.encode()}) for name in names]
-    machine.pin_layers("many", [layer.diff_id for layer in layers])
+    loop.call(machine.pin_layers, "many", [layer.diff_id for layer in layers])
     begun = time.monotonic()
     loop.run(machine.attach_layers(layers))
     attached = time.monotonic()
@@ -65,7 +65,7 @@ def test_120_layers_at_once(
     assert (code, output) == (0, b"n0n119n119")
     with capsys.disabled():
         print(f"\n120 layers: plugged and mounted in {attached - begun:.2f} s")
-    machine.unpin_layers("many")
+    loop.call(machine.unpin_layers, "many")
     loop.run(machine.trim_layers())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +21,14 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T], timeout: float = 100.0) -> T:
         """Run a coroutine there and return its result; TimeoutError after so many seconds."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function that must run in the loop's thread."""
+
+        async def inside() -> T:
+            return function(*args)
+
+        return self.run(inside())
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
