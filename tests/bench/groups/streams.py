@@ -1,0 +1,70 @@
+"""How fast a container's output reaches the user's pipe, and input and output through `cat`."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from harness import Wherry
+from needs import require
+
+from ..bench import BUSYBOX, Bench
+from ..measure import Samples
+from ..report import Row
+
+TITLE = "Streams (256 MiB through the whole stack, with start and end of the container; 1 GiB)"
+BLOCK = 64 * 1024
+BLOCKS = 4096
+_READ = 1 << 20
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    require("docker.io", "docker")
+    bench.vm_image()
+    with bench.commands("streams", 1024) as wherry:
+        wherry.run("machine", "start", check=True, timeout=300)
+        out = ("run", "--rm", BUSYBOX, "dd", "if=/dev/zero", f"bs={BLOCK}", f"count={BLOCKS}")
+        both = ("run", "--rm", "-i", BUSYBOX, "cat")
+        for what, arguments, feed in (
+            ("stdout of `dd` to a pipe", out, False),
+            ("stdin and stdout of `cat`", both, True),
+        ):
+            ours, theirs = Samples(), Samples()
+            for _ in range(bench.few):
+                ours.add(_rate(wherry, wherry.argv(*arguments), feed))
+                theirs.add(_rate(wherry, ["docker", *arguments], feed))
+            yield Row(what, "MB/s", ours, theirs, "`docker`")
+
+
+def _rate(wherry: Wherry, argv: Sequence[str], feed: bool) -> float:
+    """MB/s of one command that puts BLOCKS blocks out. AssertionError when it is not so many."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        argv,
+        env=wherry.environment,
+        stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    )
+    assert process.stdout is not None
+    if process.stdin is not None:
+        threading.Thread(target=_feed, args=(process.stdin,), daemon=True).start()
+    total = 0
+    while data := process.stdout.read(_READ):
+        total += len(data)
+    code = process.wait(60)
+    seconds = time.perf_counter() - begun
+    process.stdout.close()
+    assert (code, total) == (0, BLOCK * BLOCKS), f"{argv}: status {code}, {total} bytes"
+    return total / seconds / 1e6
+
+
+def _feed(pipe: BinaryIO) -> None:
+    block = bytes(BLOCK)
+    with pipe:
+        for _ in range(BLOCKS):
+            pipe.write(block)
