@@ -257,7 +257,7 @@ def test_rejection_is_raised_where_it_is_awaited() -> None:
 
 def run_until_idle(loop: Loop, rounds: int = 5000) -> None:
     for _ in range(rounds):
-        if not loop._soon:
+        if not loop._soon and not loop._timers:
             return
         loop._round()
     raise AssertionError("the loop still has work")

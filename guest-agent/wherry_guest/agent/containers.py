@@ -23,15 +23,13 @@ from wherry_guest.agent.container import (
     Stdio,
     read_exit_code,
 )
-from wherry_guest.agent.kernel import is_safe_name
+from wherry_guest.agent.kernel import is_safe_name, kill_cgroup, remove_cgroup
 from wherry_guest.agent.layers import LayerError, Layers
 from wherry_guest.agent.oom import OomWatcher, oom_kills
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.tasks import run
 from wherry_guest.agent.trash import Trash
 from wherry_guest.channel import CallError, Channel, GuestStream
-from wherry_guest.core import cgroups
-from wherry_guest.core.syscalls import Kernel
 from wherry_guest.loop import Loop
 from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote
 
@@ -94,14 +92,12 @@ class Containers:
     def __init__(
         self,
         loop: Loop,
-        kernel: Kernel,
         paths: Paths,
         zygote: Zygote,
         layers: Layers,
         channel: Callable[[], Channel],
     ) -> None:
         self._loop = loop
-        self._kernel = kernel
         self._paths = paths
         self._zygote = zygote
         self._layers = layers
@@ -359,13 +355,13 @@ class Containers:
         Raises:
             OSError: EBUSY, there are processes in it which do not die.
         """
-        directory = str(container.paths.cgroup)
+        directory = container.paths.cgroup
         for _ in range(CGROUP_TRIES):
-            if cgroups.remove(self._kernel, directory):
+            if remove_cgroup(directory):
                 return
-            cgroups.kill(self._kernel, directory)
+            kill_cgroup(directory)
             await sleep(self._loop, 0.01)
-        raise OSError(errno.EBUSY, "processes of its last run do not end", directory)
+        raise OSError(errno.EBUSY, "processes of its last run do not end", str(directory))
 
     def _watch_memory(self, container: Container) -> None:
         def killed() -> None:

@@ -6,6 +6,7 @@ Imports on any OS; what needs Linux fails only when it is called.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -68,6 +69,31 @@ def big_pipe() -> tuple[int, int]:
     except PermissionError:
         pass  # a quota (fs.pipe-user-pages-soft): the pipe works, it only holds less
     return reader, writer
+
+
+def remove_cgroup(directory: Path) -> bool:
+    """Remove an empty cgroup; False while processes are in it. One that is gone is fine.
+
+    Here and not from `core.cgroups`, whose import brings the whole spec with it.
+    """
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise
+    return True
+
+
+def kill_cgroup(directory: Path) -> bool:
+    """SIGKILL to every process in the cgroup (cgroup.kill); False when there is no such cgroup."""
+    try:
+        (directory / "cgroup.kill").write_text("1")
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -10,16 +10,18 @@ from typing import Any, Final
 from wherry_guest.agent.children import sleep
 from wherry_guest.agent.container import Container
 from wherry_guest.agent.containers import Containers
+from wherry_guest.agent.kernel import kill_cgroup
 from wherry_guest.agent.layers import Layers
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.tasks import Promise
 from wherry_guest.channel import CallError, Channel
-from wherry_guest.core import cgroups
 from wherry_guest.core.syscalls import MS_RDONLY, MS_REMOUNT, Kernel
 from wherry_guest.loop import Loop
 from wherry_guest.zygote import Zygote
 
 _os: Final[Any] = os
+
+_SIGKILL: Final = 9  # Windows' signal module has no name for it
 
 KILL_TIMEOUT: Final = 5.0
 """Seconds for what was killed to be gone."""
@@ -46,10 +48,8 @@ async def shut_down(
         _signal(container, signal.SIGTERM)
     await _until_gone(loop, containers, timeout)
     for container in containers.alive():
-        try:
-            cgroups.kill(kernel, str(container.paths.cgroup))
-        except OSError:
-            _signal(container, signal.Signals(9))  # it has no cgroup any more, or not yet
+        if not kill_cgroup(container.paths.cgroup):
+            _signal(container, _SIGKILL)
     await _until_gone(loop, containers, KILL_TIMEOUT)
     await _delivered(channel)
     containers.detach()

@@ -72,7 +72,7 @@ class Agent:
         self._system = System(loop, kernel, paths, zygote, self._digest)
         self._layers = Layers(loop, kernel, paths.run)
         channel = self._get_channel
-        self._containers = Containers(loop, kernel, paths, zygote, self._layers, channel)
+        self._containers = Containers(loop, paths, zygote, self._layers, channel)
         self._execs = Execs(loop, zygote, self._containers, channel)
 
     def start(self) -> None:

@@ -16,6 +16,9 @@ from wherry_guest.loop import Loop
 
 ENTRIES_PER_TURN: Final = 64
 
+PATIENCE: Final = 0.05
+"""Seconds before it begins: unlinking a big file blocks, and an answer is on its way out."""
+
 
 class Trash:
     """A directory whose contents go away. It may not exist yet; what is found in it goes too."""
@@ -44,7 +47,7 @@ class Trash:
         self._stopped = False
         if self._work is None and self._directory.exists():
             self._work = self._delete_all()
-            self._loop.call_soon(self._turn)
+            self._loop.call_later(PATIENCE, self._turn)
 
     def stop(self) -> None:
         """Leave the rest for the next start."""
