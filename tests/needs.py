@@ -16,7 +16,8 @@ INSTALL_TIMEOUT = 300.0
 def require(package: str, program: str) -> str:
     """The path of `program`; Debian's `package` is installed when it is missing.
 
-    Skips the test, with the reason, where it cannot be installed: not Debian, or not root.
+    Skips the test, with the reason, where it cannot be installed: not Debian, or not root. On
+    Debian as root a package that cannot be installed fails the test.
     """
     if (path := _find(program)) is not None:
         return path
@@ -37,8 +38,18 @@ def _find(program: str) -> str | None:
 
 def _install(package: str) -> None:
     options = ["-o", "DPkg::Lock::Timeout=120", "-qq", "-y", "--no-install-recommends"]
-    result = subprocess.run(
-        ["apt-get", *options, "install", package],
+    if not _apt_get(*options, "install", package).returncode:
+        return
+    _apt_get(*options, "update")  # the lists may be missing, or older than the mirror's packages
+    result = _apt_get(*options, "install", package)
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        pytest.fail(f"apt-get install {package} failed: {lines[-1]}")
+
+
+def _apt_get(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["apt-get", *arguments],
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -46,6 +57,3 @@ def _install(package: str) -> None:
         timeout=INSTALL_TIMEOUT,
         check=False,
     )
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or ["no message"]
-        pytest.skip(f"apt-get install {package} failed: {lines[-1]}")
