@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -79,4 +80,5 @@ try:
 except Exception as error:  # noqa: BLE001 - whatever it was, the test has to see it
     FACTS["error"] = repr(error)
 print("FACTS " + json.dumps(FACTS), flush=True)
+termios.tcdrain(1)  # the power goes off faster than a serial port writes
 LIBC.reboot(POWER_OFF)
