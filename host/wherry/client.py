@@ -329,4 +329,5 @@ def _last_line(paths: MachinePaths) -> str:
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1] if lines else ""
+    words = [line for line in lines if " INFO " not in line]
+    return words[-1] if words else ""

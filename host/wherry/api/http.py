@@ -27,7 +27,8 @@ _VERSION_PREFIX = re.compile(r"/v(\d+)\.(\d+)(?=/)")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, its body read in whole."""
+    """One request. `body` is read in whole, but for handlers that are `Streamed`: these take
+    `chunks` as they arrive."""
 
     method: str
     path: str
@@ -36,6 +37,16 @@ class Request:
     body: bytes
     version: tuple[int, int] = API_VERSION
     args: Mapping[str, str] = field(default_factory=dict)
+    chunks: AsyncIterator[bytes] | None = None
+
+    def incoming(self) -> AsyncIterator[bytes]:
+        """The body of a `Streamed` handler's request, piece by piece, of any length.
+
+        Raises:
+            ConnectionResetError: while iterating, when the client closes in the middle.
+        """
+        assert self.chunks is not None, "the route's handler is not Streamed"
+        return self.chunks
 
     def text(self, name: str, default: str = "") -> str:
         values = self.query.get(name)
@@ -89,12 +100,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """`body` is bytes, or an iterator that is sent chunked, each item as soon as it is there."""
+    """`body` is bytes, or an iterator that is sent chunked, each item as soon as it is there.
+
+    `then` is called when everything was sent.
+    """
 
     status: int = 200
     body: bytes | AsyncIterator[bytes] = b""
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    then: Callable[[], None] | None = None
 
 
 class RawConnection(Protocol):
@@ -113,6 +128,24 @@ class Hijack:
 
 
 Handler = Callable[["Engine", Request], Coroutine[Any, Any, Response | Hijack]]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Decorator of a handler that reads its request's body itself (`Request.incoming`).
+
+    The body has no limit then, and it may be read while the answer is being sent. What the handler
+    leaves is not waited for: the connection closes.
+    """
+
+    handler: Handler
+
+    def __call__(
+        self, engine: Engine, request: Request
+    ) -> Coroutine[Any, Any, Response | Hijack]:
+        return self.handler(engine, request)
+
+
 Route = tuple[str, str, Handler]
 """Method, path pattern, handler."""
 

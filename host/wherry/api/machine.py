@@ -64,8 +64,7 @@ async def engine_facts(engine: Engine, _request: Request) -> Response:
 
 async def engine_stop(engine: Engine, _request: Request) -> Response:
     """End the engine process; the machine and its containers go on."""
-    engine.request_exit()
-    return Response(204)
+    return Response(204, then=engine.request_exit)
 
 
 TABLE: list[Route] = [

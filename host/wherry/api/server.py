@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import h11
 
-from wherry.api.http import Hijack, Request, Response, error_response, split_target
+from wherry.api.http import Hijack, Request, Response, Streamed, error_response, split_target
 from wherry.api.routes import ROUTES
 from wherry.errors import InvalidInput, WherryError
 
@@ -74,6 +74,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=64 * 1024)
+        self._incoming: _Incoming | None = None
 
     async def run(self) -> None:
         try:
@@ -103,6 +104,8 @@ class _Connection:
             await self._hijack(answer, upgrade="upgrade" in headers)
             return False
         await self._send(answer, head_only=head.method == b"HEAD")
+        if answer.then is not None:
+            answer.then()
         if self._http.their_state is h11.SEND_BODY:
             await self._linger()
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
@@ -114,10 +117,12 @@ class _Connection:
         try:
             path, version, query = split_target(head.target.decode("latin-1"))
             handler, args = ROUTES.find(head.method.decode("ascii"), path)
-            body = await self._body()
-            request = Request(
-                head.method.decode("ascii"), path, query, headers, body, version, args
-            )
+            streamed = isinstance(handler, Streamed)
+            self._incoming = _Incoming(self._next_event) if streamed else None
+            body = b"" if streamed else await self._body()
+            method = head.method.decode("ascii")
+            chunks = self._incoming
+            request = Request(method, path, query, headers, body, version, args, chunks)
             return await self._unless_gone(handler(self._engine, request))
         except WherryError as error:
             return error_response(error, separate_hint=separate_hint)
@@ -144,6 +149,8 @@ class _Connection:
 
     async def _client_left(self) -> None:
         """Return when the client has closed; early bytes are kept for h11."""
+        if self._incoming is not None:  # whoever reads the body hears of it first
+            await self._incoming.ended.wait()
         while data := await self._reader.read(READ_SIZE):
             self._http.receive_data(data)
 
@@ -226,6 +233,31 @@ class _Connection:
             await hijack.run(_Raw(bytes(early), self._reader, self._writer))
         except WherryError as error:
             log.warning("a stream ended early: %s", error)  # a byte stream has no place to say it
+
+
+class _Incoming:
+    """A request's body, piece by piece."""
+
+    def __init__(
+        self,
+        next_event: Callable[
+            [], Awaitable[h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]]
+        ],
+    ) -> None:
+        self._next_event = next_event
+        self.ended = asyncio.Event()
+
+    def __aiter__(self) -> _Incoming:
+        return self
+
+    async def __anext__(self) -> bytes:
+        event = None if self.ended.is_set() else await self._next_event()
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        self.ended.set()
+        if event is not None and not isinstance(event, h11.EndOfMessage):
+            raise ConnectionResetError("the client closed in the middle of a request")
+        raise StopAsyncIteration
 
 
 class _Raw:
