@@ -6,11 +6,13 @@ engine, so that a client can connect at once and nobody polls for the engine to 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -105,12 +107,34 @@ class Client:
         body: object = None,
     ) -> Iterator[dict[str, Any]]:
         """A stream of JSON objects, one per line. Raises as `request`, also in mid-stream."""
-        pending = b""
-        for part in self.stream(method, path, query=query, body=body):
-            *complete, pending = (pending + part).split(b"\n")
-            for line in complete:
-                if line.strip():
-                    yield _checked_line(json.loads(line))
+        yield from _json_lines(self.stream(method, path, query=query, body=body))
+
+    def upload(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        query: Mapping[str, object] | None = None,
+        content_type: str = "application/x-tar",
+    ) -> Iterator[dict[str, Any]]:
+        """POST a body of any length; the answer is a stream of JSON objects, as in `lines`.
+
+        Args:
+            chunks: iterated in another thread; what that raises is raised here.
+        """
+        http = _Http(self._open())
+        sender = _Sender(http, chunks)
+        try:
+            http.begin_upload("POST", _target(path, query), content_type)
+            sender.start()
+            status, headers = http.response()
+            if status >= 400:
+                _raise_for(Reply(status, headers, b"".join(http.body())))
+            yield from _json_lines(http.body())
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            raise sender.error or self._ended() from error
+        finally:
+            http.close()
 
     def stream(
         self,
@@ -232,6 +256,29 @@ class _Http:
         events.append(h11.EndOfMessage())
         self._socket.sendall(b"".join(self._http.send(event) or b"" for event in events))
 
+    def begin_upload(self, method: str, target: str, content_type: str) -> None:
+        """Send the head of a request whose body comes by `upload_piece`."""
+        headers = [
+            ("Host", "wherry"),
+            ("User-Agent", f"wherry/{__version__}"),
+            ("Transfer-Encoding", "chunked"),
+            ("Content-Type", content_type),
+        ]
+        request = h11.Request(method=method, target=target, headers=headers)
+        self._socket.sendall(self._http.send(request) or b"")
+
+    def upload_piece(self, data: bytes) -> None:
+        """Send a piece of the body, the empty one at its end. From one other thread: h11 is only
+        asked by the one that reads."""
+        self._socket.sendall(b"%x\r\n" % len(data))
+        self._socket.sendall(data)
+        self._socket.sendall(b"\r\n")
+
+    def abort(self) -> None:
+        """End the connection under whoever waits for it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def response(self) -> tuple[int, dict[str, str]]:
         """Status and headers; their names in lower case."""
         while True:
@@ -275,6 +322,49 @@ class _Http:
             if event is not h11.NEED_DATA:
                 return event
             self._http.receive_data(self._socket.recv(READ_SIZE))
+
+
+class _Sender:
+    """Sends a body in a thread of its own, so that an early answer is heard."""
+
+    def __init__(self, http: _Http, chunks: Iterable[bytes]) -> None:
+        self.error: BaseException | None = None
+        """What `chunks` raised."""
+        self._http = http
+        self._chunks = chunks
+
+    def start(self) -> None:
+        # A daemon: when the engine has refused the body, nobody waits for its next piece.
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for chunk in self._chunks:
+                if chunk and not self._send(chunk):
+                    return
+        except BaseException as error:  # noqa: BLE001 it is raised by the thread that reads
+            self.error = error
+            self._http.abort()
+            return
+        self._send(b"")
+
+    def _send(self, data: bytes) -> bool:
+        """False when the engine takes no more: its answer tells why."""
+        try:
+            self._http.upload_piece(data)
+        except OSError:
+            return False
+        return True
+
+
+def _json_lines(parts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """JSON objects, one per line. Raises EngineError for one that tells of an error."""
+    pending = b""
+    for part in parts:
+        *complete, pending = (pending + part).split(b"\n")
+        for line in complete:
+            if line.strip():
+                yield _checked_line(json.loads(line))
 
 
 def _connect(paths: MachinePaths) -> socket.socket:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import queue
 import socket
 import sys
 import tempfile
@@ -14,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from wherry.api.bodies import blocking, from_thread
+from wherry.api.http import Request, Response, Routes, Streamed, json_lines
 from wherry.api.server import serve
 from wherry.client import Client, EngineError
 from wherry.engine.model import Container, Event, ExitStatus, LogFrame, Status
-from wherry.errors import Conflict, NotFound
+from wherry.errors import Conflict, InvalidInput, NotFound
 from wherry.osutil import listen_unix
 from wherry.paths import Home
 
@@ -273,6 +278,85 @@ def test_garbage_and_huge_bodies_do_not_disturb_others(client: Client) -> None:
     huge = b"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
     assert b"400" in raw(client, huge + b" " * 9_000_000).split(b"\r\n")[0]
     assert client.request("GET", "/_ping").status == 200
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POST /count answers with the length of each piece, while it arrives; "stop" is refused."""
+
+    async def count(_engine: Any, request: Request) -> Response:
+        pieces = blocking(request.incoming())
+
+        def lengths() -> Iterator[bytes]:
+            for piece in pieces:
+                if piece == b"stop":
+                    raise Conflict("enough")
+                yield json.dumps({"length": len(piece)}).encode()
+
+        async def messages() -> AsyncIterator[dict[str, Any]]:
+            async for line in from_thread(lengths()):
+                yield json.loads(line)
+
+        return json_lines(messages())
+
+    routes = Routes()
+    routes.add("POST", "/count", Streamed(count))
+    routes.add("GET", "/known", known_length)
+    monkeypatch.setattr("wherry.api.server.ROUTES", routes)
+
+
+async def known_length(_engine: Any, _request: Request) -> Response:
+    return Response(200, from_thread(iter([b"ab", b"cd"])), length=4)
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_body_is_read_and_answered_at_the_same_time(client: Client) -> None:
+    sent: queue.Queue[bytes | None] = queue.Queue()
+    sent.put(b"12345")
+    answers = client.upload("/count", iter(sent.get, None))
+    assert next(answers) == {"length": 5}
+    sent.put(b"123")
+    assert next(answers) == {"length": 3}
+    sent.put(None)
+    assert list(answers) == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_streamed_body_has_no_limit(client: Client) -> None:
+    pieces = [bytes(1 << 20)] * 20
+    assert sum(line["length"] for line in client.upload("/count", pieces)) == 20 << 20
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_refusal_in_mid_body_reaches_the_client(client: Client) -> None:
+    endless = itertools.chain([b"1", b"stop"], itertools.repeat(bytes(1 << 16)))
+    with pytest.raises(EngineError, match="enough"):
+        list(client.upload("/count", endless))
+
+
+@pytest.mark.usefixtures("counting")
+def test_what_the_source_of_an_upload_raises_is_raised(client: Client) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"1"
+        raise InvalidInput("cannot read it")
+
+    with pytest.raises(InvalidInput, match="cannot read it"):
+        list(client.upload("/count", failing()))
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_client_that_leaves_in_mid_upload_disturbs_nobody(client: Client) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(client.paths.api_socket))
+        connection.sendall(b"POST /count HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12")
+    assert list(client.upload("/count", [b"12"])) == [{"length": 2}]
+
+
+@pytest.mark.usefixtures("counting")
+def test_an_answer_of_known_length_is_not_chunked(client: Client) -> None:
+    answer = raw(client, b"GET /known HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b"content-length: 4" in answer.lower()
+    assert answer.endswith(b"\r\n\r\nabcd")
 
 
 def test_a_bug_is_an_answer_too(client: Client, engine: SimpleNamespace) -> None:

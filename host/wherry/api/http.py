@@ -100,7 +100,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """`body` is bytes, or an iterator that is sent chunked, each item as soon as it is there.
+    """`body` is bytes, or an iterator that is sent item by item, as soon as one is there: chunked,
+    unless its `length` is known.
 
     `then` is called when everything was sent.
     """
@@ -110,6 +111,7 @@ class Response:
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     then: Callable[[], None] | None = None
+    length: int | None = None
 
 
 class RawConnection(Protocol):
@@ -140,9 +142,7 @@ class Streamed:
 
     handler: Handler
 
-    def __call__(
-        self, engine: Engine, request: Request
-    ) -> Coroutine[Any, Any, Response | Hijack]:
+    def __call__(self, engine: Engine, request: Request) -> Coroutine[Any, Any, Response | Hijack]:
         return self.handler(engine, request)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 READ_SIZE = 256 * 1024
 BODY_LIMIT = 8 * 1024 * 1024
-"""Bytes of a request body; Docker's own clients send a few KiB of JSON."""
+"""Bytes of a body that is read in whole; Docker's own clients send a few KiB of JSON."""
 
 _LINGER_SECONDS = 2.0
 _COMMON_HEADERS = (
@@ -168,15 +168,11 @@ class _Connection:
     async def _body(self) -> bytes:
         """The request's body. Raises InvalidInput when it is too large."""
         body = bytearray()
-        while True:
-            event = await self._next_event()
-            if isinstance(event, h11.EndOfMessage):
-                return bytes(body)
-            if not isinstance(event, h11.Data):
-                raise ConnectionResetError("the client closed in the middle of a request")
-            body += event.data
+        async for piece in _Incoming(self._next_event):
+            body += piece
             if len(body) > BODY_LIMIT:
                 raise InvalidInput(f"the request body is larger than {BODY_LIMIT} bytes")
+        return bytes(body)
 
     async def _send(self, response: Response, *, head_only: bool) -> None:
         headers = [*_COMMON_HEADERS, *response.headers.items()]
@@ -189,6 +185,8 @@ class _Connection:
             if body and not head_only:
                 await self._write_event(h11.Data(data=body))
         else:
+            if response.length is not None:
+                headers.append(("Content-Length", str(response.length)))
             await self._write_event(h11.Response(status_code=response.status, headers=headers))
             if not head_only:
                 await self._send_stream(body)
@@ -240,9 +238,7 @@ class _Incoming:
 
     def __init__(
         self,
-        next_event: Callable[
-            [], Awaitable[h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]]
-        ],
+        next_event: Callable[[], Awaitable[h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]]],
     ) -> None:
         self._next_event = next_event
         self.ended = asyncio.Event()
@@ -251,11 +247,17 @@ class _Incoming:
         return self
 
     async def __anext__(self) -> bytes:
-        event = None if self.ended.is_set() else await self._next_event()
+        if self.ended.is_set():
+            raise StopAsyncIteration
+        try:
+            event = await self._next_event()
+        except h11.RemoteProtocolError as error:
+            self.ended.set()
+            raise ConnectionResetError("the client closed in the middle of a request") from error
         if isinstance(event, h11.Data):
             return bytes(event.data)
         self.ended.set()
-        if event is not None and not isinstance(event, h11.EndOfMessage):
+        if not isinstance(event, h11.EndOfMessage):
             raise ConnectionResetError("the client closed in the middle of a request")
         raise StopAsyncIteration
 
