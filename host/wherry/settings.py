@@ -7,7 +7,8 @@ names the file and the key.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Settings:
         accel: auto, kvm, hvf, whpx or tcg.
         default_machine: the machine that commands talk to.
         insecure_registries: `host[:port]` that may be asked over HTTP (loopback always may).
+        registry_mirrors: a registry's domain to the base URLs that are asked before it, in order.
+        registry_ca: `host[:port]` to a PEM file of CAs that its certificate may be signed by.
         cpus, memory_mib, disk_gib: the size of a new machine; 0: chosen from the host's.
     """
 
@@ -41,6 +44,8 @@ class Settings:
     accel: str = "auto"
     default_machine: str = "default"
     insecure_registries: tuple[str, ...] = ()
+    registry_mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    registry_ca: tuple[tuple[str, str], ...] = ()
     cpus: int = 0
     memory_mib: int = 0
     disk_gib: int = 64
@@ -86,7 +91,35 @@ def _checked(file: Path, key: str, value: object) -> object:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
         raise InvalidInput(f"{file}: {key} must be a list of host names")
+    if key == "registry_mirrors":
+        return _mirrors(file, value)
+    if key == "registry_ca":
+        if isinstance(value, dict) and _all_text([*value, *value.values()]):
+            return tuple(value.items())
+        raise InvalidInput(f"{file}: {key} must map hosts to files")
     wanted: type = int if key in ("cpus", "memory_mib", "disk_gib") else str
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise InvalidInput(f"{file}: {key} must be of type {wanted.__name__}")
     return value
+
+
+def _mirrors(file: Path, value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """`{domain: [base URL, …]}`; a single URL may stand for a list of one."""
+    if not isinstance(value, dict) or not _all_text(value):
+        raise InvalidInput(f"{file}: registry_mirrors must map registries to lists of URLs")
+    found = []
+    for domain, given in value.items():
+        urls = [given] if isinstance(given, str) else given
+        if not isinstance(urls, list) or not _all_text(urls):
+            raise InvalidInput(f"{file}: registry_mirrors of {domain} must be a list of URLs")
+        for url in urls:
+            if not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+                raise InvalidInput(
+                    f"{file}: registry_mirrors of {domain}: {url!r} is not http(s)://host[:port]"
+                )
+        found.append((domain, tuple(url.rstrip("/") for url in urls)))
+    return tuple(found)
+
+
+def _all_text(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -15,15 +15,12 @@ from wherry.images.auth import (
     ANONYMOUS,
     Challenge,
     Credentials,
-    HelperCall,
     credentials_from_fields,
-    find_credentials,
     parse_challenges,
-    parse_helper_answer,
     parse_token,
     token_request,
 )
-from wherry.images.credentials import load_credentials
+from wherry.logins import HelperCall, Logins, find_credentials, parse_helper_answer
 
 
 def test_a_bearer_challenge_is_read() -> None:
@@ -202,13 +199,13 @@ def test_a_damaged_config_json_is_an_error_and_no_crash(config: bytes) -> None:
 
 
 def test_without_config_json_everybody_is_anonymous(tmp_path: Path) -> None:
-    assert load_credentials("docker.io", {"DOCKER_CONFIG": str(tmp_path)}) == ANONYMOUS
+    assert Logins({"DOCKER_CONFIG": str(tmp_path)}).find("docker.io") == ANONYMOUS
 
 
 def test_a_missing_helper_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"credsStore": "none-such"}')
     with pytest.raises(InvalidInput, match="docker-credential-none-such"):
-        load_credentials("docker.io", {"DOCKER_CONFIG": str(tmp_path), "PATH": str(tmp_path)})
+        Logins({"DOCKER_CONFIG": str(tmp_path), "PATH": str(tmp_path)}).find("docker.io")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the helper is a script")
@@ -228,4 +225,4 @@ def test_a_helper_is_asked(tmp_path: Path, script: str, found: Credentials) -> N
     helper.chmod(0o755)
     (tmp_path / "config.json").write_text('{"credHelpers": {"r.example": "test"}}')
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    assert load_credentials("r.example", {"DOCKER_CONFIG": str(tmp_path), "PATH": path}) == found
+    assert Logins({"DOCKER_CONFIG": str(tmp_path), "PATH": path}).find("r.example") == found

@@ -305,7 +305,7 @@ def test_basic_authentication_works_and_is_not_sent_unasked(registry: FakeRegist
     assert "Authorization" not in registry.headers[0]
     with pytest.raises(Unauthorized, match="needs a login: authentication required") as caught:
         client(registry).manifest("a/b", "1")
-    assert caught.value.hint is not None and "docker login" in caught.value.hint
+    assert caught.value.hint is not None and "wherry login" in caught.value.hint
     with pytest.raises(Unauthorized, match="access denied"):
         client(registry, Credentials("me", "wrong")).manifest("a/b", "1")
 

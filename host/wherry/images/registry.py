@@ -1,4 +1,4 @@
-"""A client for the OCI distribution protocol, version 1.1: manifests and blobs of one registry.
+"""A client for the OCI distribution protocol, version 1.1: reading one registry.
 
 Rules: what breaks is tried again, within limits (`retry.py`); a download goes on where it stopped.
 Nothing that arrives is longer than was announced. Every error names registry and repository, and
@@ -12,28 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import urllib3
 
-from wherry.errors import ContentMismatch, ImageNotFound, RegistryError, Unauthorized
+from wherry.errors import ContentMismatch, ImageNotFound, RegistryError
+from wherry.images.answers import CHUNK_BYTES, complaint, read_limited, said
+from wherry.images.attempts import TRANSIENT, Attempts, Stopped
 from wherry.images.auth import ANONYMOUS, Credentials
 from wherry.images.media import ACCEPT, Descriptor, digest_of
 from wherry.images.reference import Reference, is_digest
-from wherry.images.retry import Backoff, RetryPolicy
-from wherry.images.session import CHUNK_BYTES, RetryLater, Session, read_limited, said
-from wherry.images.transport import Transport, explain, is_hopeless
+from wherry.images.retry import RetryPolicy
+from wherry.images.session import RetryLater, Session, pull_scope
+from wherry.images.transport import Transport
+
+__all__ = ["MAX_MANIFEST_BYTES", "ManifestReply", "RegistryClient", "Stopped"]
 
 MAX_MANIFEST_BYTES = 4 << 20
 """distribution-spec 1.1, pushing manifests: registries need not take larger ones."""
-
-_TRANSIENT = (urllib3.exceptions.HTTPError, OSError)
-
-T = TypeVar("T")
-
-
-class Stopped(Exception):
-    """The transfer was told to stop; raised in the thread that transfers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +41,7 @@ class ManifestReply:
 
 
 class RegistryClient:
-    """The registry of one domain, with one user's credentials. Thread-safe.
+    """The registry of one domain, with one user's credentials. Thread-safe. `upload.py` writes.
 
     Args:
         domain: as in references: `docker.io`, `localhost:5000`.
@@ -67,10 +62,10 @@ class RegistryClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.domain = domain
-        self._credentials = credentials
-        self._policy = policy or RetryPolicy()
-        self._stop = stop or threading.Event()
-        self._session = Session(domain, credentials, insecure, transport, clock)
+        self.session = Session(domain, credentials, insecure, transport, clock)
+        self.attempts = Attempts(
+            domain, credentials, self.session, policy or RetryPolicy(), stop or threading.Event()
+        )
 
     def ping(self) -> None:
         """Ask whether this is a registry.
@@ -78,7 +73,15 @@ class RegistryClient:
         Raises:
             RegistryError: it cannot be reached or is none. Unauthorized: it wants credentials.
         """
-        self._retried(None, "", self._ping)
+        self.attempts.retried(None, "", self._ping)
+
+    def log_in(self) -> str | None:
+        """Show the credentials to the registry; an identity token, when there is one.
+
+        Raises:
+            Unauthorized: they are refused. RegistryError: it cannot be reached or is none.
+        """
+        return self.attempts.retried(None, "", self.session.log_in)
 
     def manifest(self, repository: str, reference: str) -> ManifestReply:
         """Fetch a manifest or index by tag or digest.
@@ -88,67 +91,64 @@ class RegistryClient:
             ContentMismatch: the bytes do not have the digest asked for or announced.
         """
         path = f"/v2/{repository}/manifests/{reference}"
-        return self._retried(
+        return self.attempts.retried(
             repository, f"manifest {reference}", lambda: self._manifest(repository, reference, path)
         )
 
-    def blob(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:
-        """The blob's bytes, exactly `descriptor.size`, in chunks; broken connections are resumed.
+    def blob(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """The blob's bytes from `start` to exactly `descriptor.size`, in chunks; broken connections
+        are resumed.
 
         Raises:
             RegistryError, Unauthorized: it cannot be had. Stopped.
             ContentMismatch: the registry's blob is longer or shorter than the manifest says.
         """
-        backoff = Backoff(self._policy)
+        backoff = self.attempts.backoff()
         what = f"blob {descriptor.digest}"
-        offset = 0
+        offset = start
         while offset < descriptor.size:
-            retry_after: float | None = None
             try:
                 with self._open_blob(repository, descriptor, offset) as response:
                     for chunk in self._body(response, repository, descriptor, offset):
                         offset += len(chunk)
                         backoff.progressed(len(chunk))
                         yield chunk
-                if offset == descriptor.size:
-                    return
-                cause = f"it ended after {offset} of {descriptor.size} bytes"
-            except RetryLater as retry:
-                cause, retry_after = retry.cause, retry.after
-            except _TRANSIENT as error:
-                cause = explain(error)
-                if is_hopeless(error, self._session.reached):
-                    raise self._unreachable(repository, what, cause) from error
-            self._pause(backoff, retry_after, repository, what, cause)
+                if offset < descriptor.size:
+                    raise RetryLater(f"it ended after {offset} of {descriptor.size} bytes")
+            except (RetryLater, *TRANSIENT) as error:
+                self.attempts.wait(error, repository, what, backoff)
 
     def _ping(self) -> None:
-        with self._session.get("/v2/", {}, None) as response:
+        with self.session.request("GET", "/v2/", {}, "") as response:
             if response.status != 200:
-                raise self._refusal(response, None, "")
+                raise self.attempts.refusal(complaint(response), None, "")
 
     def _manifest(self, repository: str, reference: str, path: str) -> ManifestReply:
         what = f"manifest {reference}"
-        with self._session.get(path, {"Accept": ACCEPT}, repository) as response:
+        accept = {"Accept": ACCEPT}
+        with self.session.request("GET", path, accept, pull_scope(repository)) as response:
             if response.status == 404:
                 raise self._not_found(response, repository, reference)
             if response.status != 200:
-                raise self._refusal(response, repository, what)
+                raise self.attempts.refusal(complaint(response), repository, what)
             body = read_limited(response, MAX_MANIFEST_BYTES)
             media_type = (response.headers.get("Content-Type") or "").split(";")[0].strip()
             announced = response.headers.get("Docker-Content-Digest")
         if body is None:
             limit = MAX_MANIFEST_BYTES >> 20
-            raise RegistryError(self._message(repository, what, f"it is larger than {limit} MiB"))
+            raise RegistryError(
+                self.attempts.message(repository, what, f"it is larger than {limit} MiB")
+            )
         if media_type == "text/html":
             raise RegistryError(
-                self._message(repository, what, "the answer is a web page, not a manifest"),
+                self.attempts.message(repository, what, "the answer is a web page, not a manifest"),
                 hint=f"is {self.domain} a registry? A proxy or login page may have answered",
             )
         digest = digest_of(body)
         wanted = reference if is_digest(reference) else announced
         if wanted is not None and is_digest(wanted) and wanted != digest:
             raise ContentMismatch(
-                self._message(repository, what, f"its digest is {digest}, not {wanted}")
+                self.attempts.message(repository, what, f"its digest is {digest}, not {wanted}")
             )
         return ManifestReply(media_type, digest, body)
 
@@ -159,9 +159,9 @@ class RegistryClient:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         what = f"blob {descriptor.digest}"
         path = f"/v2/{repository}/blobs/{descriptor.digest}"
-        with self._session.get(path, headers, repository) as response:
+        with self.session.request("GET", path, headers, pull_scope(repository)) as response:
             if response.status not in (200, 206):
-                raise self._refusal(response, repository, what)
+                raise self.attempts.refusal(complaint(response), repository, what)
             yield response
 
     def _body(
@@ -183,7 +183,7 @@ class RegistryClient:
             raise self._wrong_size(repository, descriptor, f"{announced} bytes")
         missing = descriptor.size - offset
         for chunk in response.stream(CHUNK_BYTES, decode_content=False):
-            if self._stop.is_set():
+            if self.attempts.stop.is_set():
                 raise Stopped
             data = chunk[skip:] if skip else chunk
             skip -= len(chunk) - len(data)
@@ -193,46 +193,9 @@ class RegistryClient:
             if data:
                 yield data
 
-    # Failing.
-
-    def _retried(self, repository: str | None, what: str, action: Callable[[], T]) -> T:
-        backoff = Backoff(self._policy)
-        while True:
-            retry_after: float | None = None
-            try:
-                return action()
-            except RetryLater as retry:
-                cause, retry_after = retry.cause, retry.after
-            except _TRANSIENT as error:
-                cause = explain(error)
-                if is_hopeless(error, self._session.reached):
-                    raise self._unreachable(repository, what, cause) from error
-            self._pause(backoff, retry_after, repository, what, cause)
-
-    def _pause(
-        self, backoff: Backoff, after: float | None, repository: str | None, what: str, cause: str
-    ) -> None:
-        pause = backoff.failed(after)
-        if pause is None:
-            raise self._unreachable(repository, what, cause)
-        if self._stop.wait(pause):
-            raise Stopped
-
-    def _unreachable(self, repository: str | None, what: str, cause: str) -> RegistryError:
-        return RegistryError(
-            self._message(repository, what, cause),
-            hint="check the registry's name, the network and the proxy settings",
-        )
-
-    def _message(self, repository: str | None, what: str, cause: str) -> str:
-        place = [f"registry {self.domain}"]
-        place += [f"repository {repository}"] if repository else []
-        place += [what] if what else []
-        return f"{', '.join(place)}: {cause}"
-
     def _wrong_size(self, repository: str, descriptor: Descriptor, found: str) -> ContentMismatch:
         return ContentMismatch(
-            self._message(
+            self.attempts.message(
                 repository,
                 f"blob {descriptor.digest}",
                 f"the manifest says {descriptor.size} bytes, the registry has {found}",
@@ -250,26 +213,6 @@ class RegistryClient:
         return ImageNotFound(
             f"{image.familiar} was not found in registry {self.domain}: {said(response)}",
             hint="check the name and the tag",
-        )
-
-    def _refusal(
-        self, response: urllib3.BaseHTTPResponse, repository: str | None, what: str
-    ) -> RegistryError | Unauthorized:
-        words = said(response)
-        if response.status not in (401, 403):
-            return RegistryError(self._message(repository, what, words))
-        if not self._credentials.is_anonymous:
-            return Unauthorized(
-                self._message(repository, what, f"access denied: {words}"),
-                hint=f"does this login have access? docker login {self.domain}",
-            )
-        return Unauthorized(
-            self._message(
-                repository,
-                what,
-                f"access denied, the repository does not exist or needs a login: {words}",
-            ),
-            hint=f"check the name, or log in: docker login {self.domain}",
         )
 
 

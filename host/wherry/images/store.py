@@ -16,7 +16,6 @@ from typing import Any
 from wherry.errors import Conflict, ImageNotFound, InvalidReference, StorageError
 from wherry.images.auth import Credentials, credentials_from_fields
 from wherry.images.convert import OWN_PROCESS_BYTES
-from wherry.images.credentials import load_credentials
 from wherry.images.history import HistoryEntry, history_of
 from wherry.images.image import Image, image_of
 from wherry.images.ingest import Ingest
@@ -45,6 +44,8 @@ from wherry.images.registry import RegistryClient
 from wherry.images.retry import RetryPolicy
 from wherry.images.store_db import ImageRow, LayerRow, StoreDb
 from wherry.images.transport import Transport
+from wherry.images.trust import default_trust
+from wherry.logins import Logins
 from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -80,7 +81,7 @@ class ImageStore:
         self._settings = settings
         self._limits = limits or ImageLimits()
         self._retry = retry
-        self._transport = Transport()
+        self._transport = Transport(trust=default_trust(settings.registry_ca))
         with _disk_errors():
             self._root = private_directory(home.root)
             self._ingest = Ingest(home.ingest)
@@ -451,7 +452,7 @@ def _objects(layers: Sequence[LayerRow], documents: Iterable[str]) -> list[str]:
 
 def _credentials(domain: str, auth: Credentials | Mapping[str, Any] | None) -> Credentials:
     if auth is None:
-        return load_credentials(domain)
+        return Logins().find(domain)
     if isinstance(auth, Credentials):
         return auth
     return credentials_from_fields(auth, "X-Registry-Auth")

@@ -10,29 +10,48 @@ import ssl
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import truststore
 import urllib3
 
 from wherry import __version__
+from wherry.errors import InvalidInput
+from wherry.images.trust import Trust
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 """A connection on which nothing arrives for so long is broken."""
 
+COMMIT_SECONDS = 300.0
+"""How long a registry may take to put an upload into its place: it may have to copy it."""
+
 USER_AGENT = f"wherry/{__version__}"
 _POOL_SIZE = 16
 
+Body = bytes | Callable[[], Iterable[bytes]]
+"""A request's body; a function, when it is long: called for each time that it is sent. Its pieces
+must be small: each has to get through within `CONNECT_SECONDS`."""
+
 
 class Transport:
-    """Sends requests; connections are kept and shared by all threads."""
+    """Sends requests; connections are kept and shared by all threads.
+
+    Args:
+        trust: private CAs, by host.
+    """
 
     def __init__(
-        self, *, connect_seconds: float = CONNECT_SECONDS, read_seconds: float = READ_SECONDS
+        self,
+        *,
+        trust: Trust | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
+        self.trust = trust or Trust()
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
-        self._managers: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
+        self._managers: dict[_Way, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def request(
@@ -42,26 +61,36 @@ class Transport:
         headers: Mapping[str, str],
         *,
         form: Mapping[str, str] | None = None,
+        body: Body | None = None,
         verify: bool = True,
+        patient: bool = False,
     ) -> urllib3.BaseHTTPResponse:
         """Send one request; the body of the answer is not read yet. Close the answer.
 
+        Args:
+            form: the body is this form.
+            body: its length stands in `headers` when it is a function.
+            patient: the answer may take `COMMIT_SECONDS`.
+
         Raises:
-            urllib3.exceptions.HTTPError: no answer came.
+            urllib3.exceptions.HTTPError, OSError: no answer came.
         """
-        body = urllib.parse.urlencode(form) if form is not None else None
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-        if body is not None:
+        if form is not None:
+            body = urllib.parse.urlencode(form).encode()
             sent["Content-Type"] = "application/x-www-form-urlencoded"
+        timeout = self._timeout
+        if patient:
+            timeout = urllib3.Timeout(connect=timeout.connect_timeout, read=COMMIT_SECONDS)
         return self._manager(url, verify).request(
             method,
             url,
             headers=sent,
-            body=body,
+            body=body() if callable(body) else body,
             redirect=False,
             retries=False,
             preload_content=False,
-            timeout=self._timeout,
+            timeout=timeout,
         )
 
     def close(self) -> None:
@@ -71,7 +100,10 @@ class Transport:
             self._managers.clear()
 
     def _manager(self, url: str, verify: bool) -> urllib3.PoolManager:
-        key = (proxy_for(url), url.startswith("https:"), verify)
+        https = url.startswith("https:")
+        netloc = urllib.parse.urlsplit(url).netloc
+        authorities = self.trust.authorities(netloc) if https and verify else ()
+        key = (proxy_for(url), https, verify, authorities)
         with self._lock:
             if key not in self._managers:
                 self._managers[key] = _new_manager(*key)
@@ -130,8 +162,15 @@ def is_hopeless(error: BaseException, reached: bool) -> bool:
     return isinstance(error, urllib3.exceptions.NewConnectionError) and not reached
 
 
-def _new_manager(proxy: str | None, https: bool, verify: bool) -> urllib3.PoolManager:
-    context = _tls(verify) if https or (proxy or "").startswith("https:") else None
+_Way = tuple[str | None, bool, bool, tuple[Path, ...]]
+"""Proxy, HTTPS, whether certificates are checked, private CAs: what a connection's TLS is about."""
+
+
+def _new_manager(
+    proxy: str | None, https: bool, verify: bool, authorities: tuple[Path, ...]
+) -> urllib3.PoolManager:
+    to_proxy = (proxy or "").startswith("https:")
+    context = _tls(verify, authorities) if https or to_proxy else None
     if proxy is None:
         return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
     parts = urllib.parse.urlsplit(proxy)
@@ -145,10 +184,16 @@ def _new_manager(proxy: str | None, https: bool, verify: bool) -> urllib3.PoolMa
     )
 
 
-def _tls(verify: bool) -> ssl.SSLContext:
+def _tls(verify: bool, authorities: tuple[Path, ...]) -> ssl.SSLContext:
     """Reading the trust store takes 40 ms, so this is for connections that need it."""
     if verify:
-        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        for path in authorities:
+            try:
+                trusting.load_verify_locations(path)
+            except OSError as error:  # ssl.SSLError, too
+                raise InvalidInput(f"{path} is no certificate in PEM form: {error}") from error
+        return trusting
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
