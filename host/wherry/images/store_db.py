@@ -16,86 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from wherry.errors import StorageError
 from wherry.images.convert import ConvertedLayer
+from wherry.images.store_schema import MIGRATIONS, ImageRow, LayerRow, TagChange
+
+__all__ = ["ImageRow", "LayerRow", "StoreDb", "TagChange"]
 
 _BUSY_SECONDS = 60.0
 _OBJECTS_PER_COLLECTION = 2000
-
-MIGRATIONS = (
-    """
-    CREATE TABLE images (
-        id TEXT PRIMARY KEY, manifest_digest TEXT NOT NULL, export_digest TEXT NOT NULL,
-        export_size INTEGER NOT NULL, os TEXT NOT NULL, architecture TEXT NOT NULL,
-        variant TEXT NOT NULL, created_ns INTEGER NOT NULL, size INTEGER NOT NULL,
-        raw_config BLOB NOT NULL
-    ) STRICT;
-    CREATE TABLE image_layers (
-        image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE, position INTEGER NOT NULL,
-        diff_id TEXT NOT NULL, blob TEXT NOT NULL, blob_size INTEGER NOT NULL,
-        PRIMARY KEY (image_id, position)
-    ) STRICT;
-    CREATE TABLE image_objects (
-        image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE, object TEXT NOT NULL,
-        PRIMARY KEY (image_id, object)
-    ) STRICT;
-    CREATE INDEX image_objects_object ON image_objects(object);
-    CREATE TABLE tags (
-        name TEXT PRIMARY KEY, image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE
-    ) STRICT;
-    CREATE TABLE digests (
-        repository TEXT NOT NULL, digest TEXT NOT NULL,
-        image_id TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE,
-        PRIMARY KEY (repository, digest)
-    ) STRICT;
-    CREATE TABLE tag_log (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, name TEXT NOT NULL,
-        old_id TEXT, new_id TEXT
-    ) STRICT;
-    CREATE TABLE layers (
-        diff_id TEXT NOT NULL, format INTEGER NOT NULL, size INTEGER NOT NULL,
-        data_bytes INTEGER NOT NULL, entries INTEGER NOT NULL, tar_bytes INTEGER NOT NULL,
-        opaque_root INTEGER NOT NULL, PRIMARY KEY (diff_id, format)
-    ) STRICT;
-    CREATE TABLE leases (
-        holder TEXT NOT NULL, object TEXT NOT NULL, expires_ns INTEGER,
-        PRIMARY KEY (holder, object)
-    ) STRICT;
-    CREATE INDEX leases_object ON leases(object);
-    CREATE TABLE garbage (object TEXT PRIMARY KEY) STRICT;
-    CREATE TABLE exported (seq INTEGER NOT NULL) STRICT;
-    INSERT INTO exported VALUES (-1);
-    """,
-)
-"""One script per schema version, `PRAGMA user_version`. Add to the end; never change one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """An image; `id` is its config's digest, `export_…` are of its manifest in OCI's form."""
-
-    id: str
-    manifest_digest: str
-    export_digest: str
-    export_size: int
-    os: str
-    architecture: str
-    variant: str
-    created_ns: int
-    size: int
-    raw_config: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """A layer of an image: its diffID and the blob that it came in."""
-
-    diff_id: str
-    blob: str
-    blob_size: int
 
 
 class StoreDb:
@@ -174,10 +104,27 @@ class StoreDb:
         return str(found[0][0]) if found else None
 
     def digest_target(self, repository: str, digest: str) -> str | None:
+        """The image of `repository@digest`: pulled so, or the manifest of one that a tag of this
+        repository ever pointed to."""
         found = self.rows(
             "SELECT image_id FROM digests WHERE repository = ? AND digest = ?", repository, digest
+        ) or self.rows(
+            "SELECT id FROM images WHERE manifest_digest = ? AND EXISTS (SELECT 1 FROM tag_log "
+            "WHERE new_id = images.id AND name >= ? AND name < ?)",
+            digest,
+            f"{repository}:",
+            f"{repository};",
         )
         return str(found[0][0]) if found else None
+
+    def tag_log(self, name: str) -> list[TagChange]:
+        """What a tag pointed to, the newest change first."""
+        found = self.rows(
+            "SELECT name, time_ns, new_id, digest, new_id IN (SELECT id FROM images) "
+            "FROM tag_log WHERE name = ? ORDER BY seq DESC",
+            name,
+        )
+        return [TagChange(*row[:4], bool(row[4])) for row in found]  # type: ignore[arg-type]  # STRICT table
 
     def names(self) -> tuple[dict[str, list[str]], dict[str, list[tuple[str, str]]]]:
         """Of every image id: its full tags, and its (repository, digest) pairs; sorted."""
@@ -238,15 +185,18 @@ class StoreDb:
                     "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (*digest, row.id)
                 )
             if tag is not None:
-                _point(connection, tag, row.id)
+                _point(connection, tag, row.id, digest[1] if digest else row.manifest_digest)
+            _changed(connection)
         return True
 
-    def set_tag(self, name: str, image_id: str) -> None:
+    def set_tag(self, name: str, image_id: str, digest: str | None = None) -> None:
+        """Let a tag name an image. `digest`: under which its log has it; None: what is known."""
         with self.write() as connection:
-            _point(connection, name, image_id)
+            _point(connection, name, image_id, digest or _digest_under(connection, name, image_id))
 
     def remove_names(self, tags: Iterable[str], digests: Iterable[tuple[str, str]]) -> None:
         with self.write() as connection:
+            _changed(connection)
             for name in tags:
                 _point(connection, name, None)
             connection.executemany(
@@ -256,14 +206,21 @@ class StoreDb:
     def remove_image(self, image_id: str) -> None:
         """Forget an image and its names; its objects become candidates for collection."""
         with self.write() as connection:
-            names = connection.execute("SELECT name FROM tags WHERE image_id = ?", (image_id,))
-            for (name,) in names.fetchall():
-                _point(connection, name, None)
-            connection.execute(
-                "INSERT OR IGNORE INTO garbage SELECT object FROM image_objects WHERE image_id = ?",
-                (image_id,),
+            _forget_image(connection, image_id)
+
+    def remove_unused(self, image_id: str, *, with_tags: bool) -> bool:
+        """Forget an image that nobody uses: no lease but those of pulls, and without `with_tags` no
+        tag. False when it is used."""
+        with self.write() as connection:
+            used = connection.execute(
+                "SELECT 1 FROM leases WHERE object = ? AND holder NOT LIKE 'pull:%' "
+                "UNION ALL SELECT 1 FROM tags WHERE image_id = ? AND NOT ?",
+                (image_id, image_id, with_tags),
             )
-            connection.execute("DELETE FROM images WHERE id = ?", (image_id,))
+            if used.fetchone():
+                return False
+            _forget_image(connection, image_id)
+        return True
 
     # Layers.
 
@@ -372,24 +329,57 @@ class StoreDb:
         return StorageError(f"{self._path}: {error}", hint="is the disk full or not writable?")
 
 
+def _forget_image(connection: sqlite3.Connection, image_id: str) -> None:
+    names = connection.execute("SELECT name FROM tags WHERE image_id = ?", (image_id,))
+    for (name,) in names.fetchall():
+        _point(connection, name, None)
+    connection.execute(
+        "INSERT OR IGNORE INTO garbage SELECT object FROM image_objects WHERE image_id = ?",
+        (image_id,),
+    )
+    connection.execute("DELETE FROM images WHERE id = ?", (image_id,))
+    _changed(connection)
+
+
 _IMAGE_FIELDS = tuple(ImageRow.__dataclass_fields__)
 _IMAGE = ", ".join(_IMAGE_FIELDS)
 _LAST_CHANGE = "SELECT coalesce(max(seq), 0) FROM tag_log"
 
 
-def _point(connection: sqlite3.Connection, name: str, image_id: str | None) -> None:
+def _point(
+    connection: sqlite3.Connection, name: str, image_id: str | None, digest: str | None = None
+) -> None:
     """Let a tag name an image, or none; logged when that changes something."""
-    found = connection.execute("SELECT image_id FROM tags WHERE name = ?", (name,)).fetchone()
-    old = found[0] if found else None
+    found = connection.execute(
+        "SELECT image_id, (SELECT digest FROM tag_log WHERE tag_log.name = tags.name "
+        "ORDER BY seq DESC LIMIT 1) FROM tags WHERE name = ?",
+        (name,),
+    ).fetchone()
+    old, old_digest = found or (None, None)
     if image_id is None:
         connection.execute("DELETE FROM tags WHERE name = ?", (name,))
     else:
         connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?)", (name, image_id))
-    if old != image_id:
+    if old != image_id or old_digest != digest:
         connection.execute(
-            "INSERT INTO tag_log (time_ns, name, old_id, new_id) VALUES (?, ?, ?, ?)",
-            (time.time_ns(), name, old, image_id),
+            "INSERT INTO tag_log (time_ns, name, old_id, new_id, digest) VALUES (?, ?, ?, ?, ?)",
+            (time.time_ns(), name, old, image_id, digest),
         )
+
+
+def _digest_under(connection: sqlite3.Connection, name: str, image_id: str) -> str | None:
+    """The digest by which a tag's repository knows an image, else its manifest's."""
+    found = connection.execute(
+        "SELECT digest FROM digests WHERE image_id = ? AND repository = ? UNION ALL "
+        "SELECT manifest_digest FROM images WHERE id = ?",
+        (image_id, name.rpartition(":")[0], image_id),
+    ).fetchone()
+    return str(found[0]) if found else None
+
+
+def _changed(connection: sqlite3.Connection) -> None:
+    """Something that `index.json` shows is no longer as it was."""
+    connection.execute("UPDATE exported SET seq = -1")
 
 
 def _drop_leases(connection: sqlite3.Connection, condition: str, value: object) -> None:
