@@ -114,6 +114,7 @@ def _forwarding(forward: Callable[[str], None]) -> Iterator[None]:
         if number in (signal.SIGINT, signal.SIGTERM):
             interrupts += 1
             if interrupts >= _INTERRUPTS_TO_FORCE:
+                os.write(2, b"wherry: third interrupt: leaving, the container runs on\n")
                 os._exit(_FORCED_EXIT)
         forward(signal.Signals(number).name)
 
