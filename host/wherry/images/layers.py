@@ -7,6 +7,7 @@ both checks have passed. A layer counts as present when its row, its file and it
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -101,10 +102,17 @@ class LayerStore:
             return None
         return known if whole else None
 
+    def stored_bytes(self, diff_id: str) -> int:
+        """What a layer's files take on disk, holes left out where the system tells."""
+        return sum(disk_bytes(path.stat()) for path in self._files_of(diff_id))
+
     def remove(self, diff_id: str) -> bool:
         """Remove all files of a layer; False when one has to stay for now."""
-        pattern = f"{diff_id.removeprefix('sha256:')}-*.erofs"
-        return not [path for path in self._root.glob(pattern) if not remove_file(path)]
+        return not [path for path in self._files_of(diff_id) if not remove_file(path)]
+
+    def _files_of(self, diff_id: str) -> Iterator[Path]:
+        """One for each format in which somebody wrote it."""
+        return self._root.glob(f"{diff_id.removeprefix('sha256:')}-*.erofs")
 
     def ensure(self, layers: Sequence[LayerRow], source: Source | None, reporter: Reporter) -> None:
         """Make blobs and EROFS files of all these layers present; several at a time.
@@ -257,6 +265,12 @@ class LayerStore:
             if known is not None and known.opaque_root:
                 break
         return [LayerFile(it, self.path(it), str(layer_uuid(it))) for it in reversed(stack)]
+
+
+def disk_bytes(status: os.stat_result) -> int:
+    """What a file takes on disk: without its holes where the system counts blocks."""
+    blocks: int | None = getattr(status, "st_blocks", None)  # Windows has none
+    return status.st_size if blocks is None else blocks * 512
 
 
 def _blamed(whose: str, action: Callable[[], ConvertedLayer]) -> ConvertedLayer:

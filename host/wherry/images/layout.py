@@ -24,6 +24,10 @@ from wherry.osutil import atomic_write, private_directory, sync_descriptor
 LAYOUT_FILE = "oci-layout"
 LAYOUT_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 INDEX_FILE = "index.json"
+ORIGINAL_MANIFEST = "wherry.manifest"
+"""Annotation: the digest of the schema 2 manifest that this OCI one says the same as."""
+KNOWN_AS = "wherry.digests"
+"""Annotation: `repository@digest` of where it was pulled from, with spaces between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,12 @@ class Exported:
     """An entry of `index.json`.
 
     Attributes:
-        name: as people write it (`debian:13`), what other tools ask for.
+        name: as people write it (`debian:13`), what other tools ask for; "" for one without.
         full_name: `docker.io/library/debian:13`.
         digest, size: of an OCI manifest.
         platform: os, architecture and, unless "", variant.
+        manifest: digest of the manifest as it came.
+        known_as: `docker.io/library/debian@sha256:…`, where it was pulled from.
     """
 
     name: str
@@ -42,6 +48,8 @@ class Exported:
     digest: str
     size: int
     platform: tuple[str, str, str]
+    manifest: str
+    known_as: tuple[str, ...]
 
 
 class BlobFile:
@@ -148,6 +156,13 @@ class Layout:
             finally:
                 blob.close()
 
+    def stored_bytes(self, digest: str) -> int:
+        """A blob's size on disk; 0 when it is not there."""
+        try:
+            return self.blob_path(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def remove(self, digest: str) -> bool:
         """Remove a blob; False when it has to stay for now."""
         return remove_file(self.blob_path(digest))
@@ -165,10 +180,15 @@ class Layout:
 def _index_entry(entry: Exported) -> dict[str, object]:
     operating_system, architecture, variant = entry.platform
     platform = {"architecture": architecture, "os": operating_system}
+    annotations = {REF_NAME: entry.name, CONTAINERD_NAME: entry.full_name} if entry.name else {}
+    if entry.manifest != entry.digest:
+        annotations[ORIGINAL_MANIFEST] = entry.manifest
+    if entry.known_as:
+        annotations[KNOWN_AS] = " ".join(entry.known_as)
     return {
         "mediaType": OCI_MANIFEST,
         "digest": entry.digest,
         "size": entry.size,
         "platform": platform | ({"variant": variant} if variant else {}),
-        "annotations": {REF_NAME: entry.name, CONTAINERD_NAME: entry.full_name},
+        **({"annotations": annotations} if annotations else {}),
     }

@@ -124,7 +124,7 @@ class StoreDb:
             "FROM tag_log WHERE name = ? ORDER BY seq DESC",
             name,
         )
-        return [TagChange(*row[:4], bool(row[4])) for row in found]  # type: ignore[arg-type]  # STRICT table
+        return [TagChange(*row) for row in found]  # type: ignore[arg-type]  # STRICT table
 
     def names(self) -> tuple[dict[str, list[str]], dict[str, list[tuple[str, str]]]]:
         """Of every image id: its full tags, and its (repository, digest) pairs; sorted."""
@@ -137,6 +137,15 @@ class StoreDb:
         ):
             digests.setdefault(str(image_id), []).append((str(repository), str(digest)))
         return tags, digests
+
+    def names_of(self, image_id: str) -> tuple[list[str], list[tuple[str, str]]]:
+        """One image's full tags and its (repository, digest) pairs; sorted."""
+        tags = self.rows("SELECT name FROM tags WHERE image_id = ? ORDER BY name", image_id)
+        digests = self.rows(
+            "SELECT repository, digest FROM digests WHERE image_id = ? ORDER BY repository, digest",
+            image_id,
+        )
+        return [str(row[0]) for row in tags], [(str(row[0]), str(row[1])) for row in digests]
 
     def layers_of(self, image_id: str) -> list[LayerRow]:
         """An image's layers, lowest first."""
