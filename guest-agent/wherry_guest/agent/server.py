@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import wherry_guest
 from wherry_guest import identity
@@ -34,6 +34,9 @@ from wherry_guest.zygote import (
     Zygote,
     ZygoteError,
 )
+
+if TYPE_CHECKING:
+    from wherry_guest.agent.snapshots import Snapshots
 
 DIGEST_VARIABLE: Final = "WHERRY_AGENT_DIGEST"
 """PID 1 sets it for an agent that replaced another one."""
@@ -74,6 +77,7 @@ class Agent:
         channel = self._get_channel
         self._containers = Containers(loop, paths, zygote, self._layers, channel)
         self._execs = Execs(loop, zygote, self._containers, channel)
+        self._snapshots: Snapshots | None = None
 
     def start(self) -> None:
         """Ask PID 1 for what it keeps; the rest follows its answer."""
@@ -167,7 +171,10 @@ class Agent:
             "container.kill": at_once(containers.kill),
             "container.resize": at_once(containers.resize),
             "container.list": at_once(containers.list_all),
-            "container.remove": at_once(containers.remove),
+            "container.remove": at_once(self._remove_container),
+            "container.changes": at_once(lambda params: self._get_snapshots().changes(params)),
+            "container.layer": at_once(lambda params: self._get_snapshots().layer(params)),
+            "container.export": at_once(lambda params: self._get_snapshots().export(params)),
             "exec.start": later(self._when_ready(execs.start)),
             "exec.resize": at_once(execs.resize),
             "exec.kill": at_once(execs.kill),
@@ -187,6 +194,26 @@ class Agent:
         return checked
 
     # Calls that concern several rooms.
+
+    def _get_snapshots(self) -> Snapshots:
+        if self._snapshots is None:
+            from wherry_guest.agent.snapshots import Snapshots  # here: many machines need none
+
+            self._snapshots = Snapshots(
+                self._loop,
+                self._kernel,
+                self._paths,
+                self._layers,
+                self._containers,
+                self._get_channel,
+            )
+        return self._snapshots
+
+    def _remove_container(self, params: Params) -> Answer:
+        answer = self._containers.remove(params)
+        if self._snapshots is not None:
+            self._snapshots.container_removed(params.identifier("id"))
+        return answer
 
     async def _setup(self, params: Params) -> Answer:
         answer = await self._system.setup(params)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_LOWERS: Final = 500  # OVL_MAX_STACK, fs/overlayfs/params.h
 _PAGE: Final = 4096
-_SAFE: Final = "redirect_dir=nofollow,metacopy=off,index=off"
+SAFE_OPTIONS: Final = "redirect_dir=nofollow,metacopy=off,index=off"
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _PATH: Final = re.compile(r"/[A-Za-z0-9_./-]*")
 
@@ -84,7 +84,7 @@ def overlay_options(rootfs: Rootfs) -> str:
             if not _PATH.fullmatch(path):
                 raise SpecError(f"{path!r} cannot be an overlay directory")
         options += f",upperdir={rootfs.upperdir},workdir={rootfs.workdir}"
-    options += f",{_SAFE}"
+    options += f",{SAFE_OPTIONS}"
     if len(options) >= _PAGE:
         raise SpecError(f"the overlay's options have {len(options)} bytes: they must fit one page")
     return options
