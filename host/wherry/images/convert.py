@@ -41,6 +41,7 @@ class ConvertedLayer:
         entries: names in the layer.
         tar_bytes: the layer's uncompressed size.
         opaque_root: it hides all layers below.
+        diff_id: the digest of the uncompressed layer.
     """
 
     size: int
@@ -48,10 +49,16 @@ class ConvertedLayer:
     entries: int
     tar_bytes: int
     opaque_root: bool
+    diff_id: str
 
 
-def convert(chunks: Iterator[bytes], target: Path, diff_id: str, max_bytes: int) -> ConvertedLayer:
+def convert(
+    chunks: Iterator[bytes], target: Path, diff_id: str | None, max_bytes: int
+) -> ConvertedLayer:
     """Write the blob that `chunks` yields as an EROFS file at `target`, synced.
+
+    Args:
+        diff_id: what it must be; None: it is new, and what it turns out to be is told.
 
     Raises:
         LayerError: the layer is damaged, hostile or too large.
@@ -59,8 +66,12 @@ def convert(chunks: Iterator[bytes], target: Path, diff_id: str, max_bytes: int)
     """
     reader = DiffReader(chunks, max_bytes)
     with target.open("wb+") as out:
-        info = write_erofs(cast(BinaryIO, reader), out, uuid=layer_uuid(diff_id).bytes)
-        if reader.diff_id != diff_id:
+
+        def uuid() -> bytes:
+            return layer_uuid(reader.diff_id).bytes
+
+        info = write_erofs(cast(BinaryIO, reader), out, uuid=uuid)
+        if diff_id is not None and reader.diff_id != diff_id:
             raise ContentMismatch(f"the layer unpacks to {reader.diff_id}, not to {diff_id}")
         out.flush()
         sync_descriptor(out.fileno())
@@ -70,6 +81,7 @@ def convert(chunks: Iterator[bytes], target: Path, diff_id: str, max_bytes: int)
         entries=info.entries,
         tar_bytes=reader.count,
         opaque_root=info.opaque_root,
+        diff_id=reader.diff_id,
     )
 
 
@@ -86,7 +98,7 @@ class Converter:
         OSError: the process could not be started.
     """
 
-    def __init__(self, target: Path, diff_id: str, max_bytes: int) -> None:
+    def __init__(self, target: Path, diff_id: str | None, max_bytes: int) -> None:
         source_root = os.fspath(Path(wherry.__file__).parent.parent)
         order = json.dumps({"target": os.fspath(target), "diff_id": diff_id, "max": max_bytes})
         self._broken = False

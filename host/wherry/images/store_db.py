@@ -124,7 +124,10 @@ class StoreDb:
             "FROM tag_log WHERE name = ? ORDER BY seq DESC",
             name,
         )
-        return [TagChange(*row) for row in found]  # type: ignore[arg-type]  # STRICT table
+        return [
+            TagChange(*row[:4], bool(row[4]))  # type: ignore[call-arg, arg-type]  # STRICT table
+            for row in found
+        ]
 
     def names(self) -> tuple[dict[str, list[str]], dict[str, list[tuple[str, str]]]]:
         """Of every image id: its full tags, and its (repository, digest) pairs; sorted."""
@@ -243,7 +246,7 @@ class StoreDb:
         if not found:
             return None
         size, data_bytes, entries, tar_bytes, opaque_root = (int(str(it)) for it in found[0])
-        return ConvertedLayer(size, data_bytes, entries, tar_bytes, bool(opaque_root))
+        return ConvertedLayer(size, data_bytes, entries, tar_bytes, bool(opaque_root), diff_id)
 
     def add_layer(self, diff_id: str, format_version: int, layer: ConvertedLayer) -> None:
         with self.write() as connection:

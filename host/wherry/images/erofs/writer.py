@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 import uuid as uuids
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -73,28 +74,29 @@ def layer_uuid(diff_id: str) -> uuids.UUID:
 
 
 def write_erofs(
-    tar: BinaryIO, out: BinaryIO, *, uuid: bytes, limits: Limits | None = None
+    tar: BinaryIO, out: BinaryIO, *, uuid: bytes | Callable[[], bytes], limits: Limits | None = None
 ) -> ErofsInfo:
     """Read an uncompressed layer tar to the stream's very end and write it as an EROFS image.
 
     Args:
         tar: read forward only; `read(n)` may return less than n bytes, and b"" at the end.
         out: a buffered, seekable file for writing; emptied first, neither closed nor synced.
-        uuid: the image's UUID, 16 bytes (`layer_uuid(diff_id).bytes`).
+        uuid: the image's UUID, 16 bytes (`layer_uuid(diff_id).bytes`), or what says it when all
+            of `tar` was read.
 
     Raises:
         LayerError: the tar is damaged, hostile, beyond `limits` or not representable; the message
             names the entry, and `out` holds half an image. OSError of either file passes through.
     """
     limits = limits or Limits()
-    if len(uuid) != 16:
+    if isinstance(uuid, bytes) and len(uuid) != 16:
         raise ValueError(f"a UUID has 16 bytes, not {len(uuid)}")
     writer = _Writer(out, limits)
     reader = TarReader(tar, TarLimits(header_bytes=limits.header_bytes))
     while (entry := reader.next()) is not None:
         writer.add(entry, reader)
     reader.drain()
-    return writer.finish(uuid)
+    return writer.finish(uuid if isinstance(uuid, bytes) else uuid())
 
 
 class _Writer:
