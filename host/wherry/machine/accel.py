@@ -145,12 +145,14 @@ def cpu_model(arch: str, accel: str) -> str:
     """The `-cpu` of machines and probes.
 
     Software emulation gets all that it can emulate (images may be built for x86-64-v3), but no
-    five-level page tables and no pointer authentication: both cost on every access or call.
+    five-level page tables and no pointer authentication: both cost on every access or call. Nor
+    does it claim that `rep movsb` is quick: QEMU copies a byte at a time there, and a Linux that
+    believes it moves half as much through pipes and files as with its own loops.
     """
     if accel in ("kvm", "hvf"):
         return "host"
     if arch == "amd64":
-        return "max,la57=off" if accel == "tcg" else "max"
+        return "max,la57=off,erms=off,fsrm=off" if accel == "tcg" else "max"
     return "max,pauth-impdef=on" if accel == "tcg" else "host"
 
 
