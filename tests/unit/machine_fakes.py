@@ -1,22 +1,9 @@
-"""Stand-ins for the machine's neighbours: a QEMU that is a Python script, and a link.
-
-The fake QEMU takes the real command line, listens on the descriptors that it inherited, speaks QMP,
-and prints on its serial port what the scenario (its `-append`) says:
-
-    exit:STATUS:TEXT   print TEXT on stderr and end before QMP answers
-    lines:a|b|c        print these lines once it is told to `cont`
-    then:end           end after that (then:hang, the default: live on)
-"""
+"""Stand-ins for the machine's neighbours: a link, and a QEMU (`machine_fake_qemu.py`)."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
-import os
-import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +11,12 @@ from typing import Any
 from wherry.errors import LinkClosed
 from wherry.machine.find import Qemu
 
-GREETING = {"QMP": {"version": {"qemu": {"major": 8, "minor": 0, "micro": 0}}, "capabilities": []}}
-
 
 def fake_qemu(directory: Path) -> Qemu:
-    """A `Qemu` whose binary is this file."""
+    """A `Qemu` whose binary is the script."""
     binary = directory / "qemu-system-x86_64"
-    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" "$@"\n')
+    script = Path(__file__).with_name("machine_fake_qemu.py")
+    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{script}" "$@"\n')
     binary.chmod(0o755)
     return Qemu(binary=binary, version=(8, 0, 0), arch="amd64")
 
@@ -106,73 +92,3 @@ class FakeLink:
     @property
     def methods(self) -> list[str]:
         return [method for method, _ in self.calls]
-
-
-def _main(argv: list[str]) -> None:
-    options = dict(itertools.pairwise(argv))
-    scenario = dict(part.split(":", 1) for part in options.get("-append", "").split(";") if part)
-    if "exit" in scenario:
-        status, _, text = scenario["exit"].partition(":")
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-        os._exit(int(status))
-    listeners = {}
-    for word in argv:
-        if word.startswith("socket,id="):
-            fields = dict(field.split("=") for field in word.split(",")[1:])
-            listeners[fields["id"]] = socket.socket(fileno=int(fields["fd"]))
-    serial = listeners["serial"].accept()[0]
-    agents: list[socket.socket] = []
-    accept = threading.Thread(target=lambda: agents.append(listeners["agent"].accept()[0]))
-    accept.daemon = True
-    accept.start()
-    while True:  # like QEMU: one QMP client after the other
-        _serve_qmp(listeners["qmp"].accept()[0], serial, scenario)
-
-
-_nodes: set[str] = set()
-_status = "prelaunch"
-
-
-def _serve_qmp(connection: socket.socket, serial: socket.socket, scenario: dict[str, str]) -> None:
-    global _status
-    file = connection.makefile("rwb")
-
-    def say(message: dict[str, Any]) -> None:
-        file.write(json.dumps(message).encode() + b"\r\n")
-        file.flush()
-
-    say(GREETING)
-    for line in file:
-        message = json.loads(line)
-        command, arguments = message["execute"], message.get("arguments", {})
-        answer: Any = {}
-        if command == "query-status":
-            answer = {"status": _status, "running": _status == "running"}
-        elif command == "query-named-block-nodes":
-            answer = [{"node-name": name} for name in sorted(_nodes)]
-        elif command == "blockdev-add":
-            _nodes.add(arguments["node-name"])
-        elif command == "blockdev-del":
-            _nodes.discard(arguments["node-name"])
-        elif command == "device_del":
-            stamp = {"seconds": 0, "microseconds": 0}
-            data = {"device": arguments["id"], "path": ""}
-            say({"event": "DEVICE_DELETED", "data": data, "timestamp": stamp})
-        say({"return": answer, "id": message["id"]})
-        if command == "quit":
-            os._exit(0)
-        if command == "cont":
-            first = _status == "prelaunch"
-            _status = "running"
-            if first:
-                for text in scenario.get("lines", "").split("|"):
-                    serial.sendall(text.encode() + b"\r\n")
-                if scenario.get("then") == "end":
-                    os._exit(0)
-    file.close()
-    connection.close()
-
-
-if __name__ == "__main__":
-    _main(sys.argv)

@@ -20,6 +20,7 @@ from wherry.machine.image import prepare_image
 from wherry.osutil import ProcessIdentity, identify, is_alive, kill
 from wherry.paths import Home
 from wherry.settings import Settings
+from wherry_image import VmImage
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -42,6 +43,10 @@ def make_machine(vm_home: Home, vm_settings: Settings, loop: LoopThread) -> Iter
     yield make
     for machine in made:
         loop.run(end(machine))
+
+
+def _with_kernel(image: VmImage, kernel: Path) -> VmImage:
+    return replace(image, kernel=kernel, fast_kernel=kernel)
 
 
 def process_of(machine: Machine) -> ProcessIdentity:
@@ -150,7 +155,7 @@ def test_a_kernel_that_is_none_fails_as_spawned(
 ) -> None:
     rubbish = tmp_path / "kernel"
     rubbish.write_bytes(b"rubbish" * 1000)
-    tools = Tools(prepare_image=lambda *args: replace(prepare_image(*args), kernel=rubbish))
+    tools = Tools(prepare_image=lambda *args: _with_kernel(prepare_image(*args), rubbish))
     with pytest.raises(BootFailed) as caught:
         loop.run(make_machine("no-kernel", tools=tools).ensure_running(), timeout=300)
     assert caught.value.phase == "spawned"

@@ -137,7 +137,7 @@ class Bringup:
             accel=choice.name,
             cpus=config.cpus,
             memory_mib=config.memory_mib,
-            kernel=image.kernel,
+            kernel=image.fast_kernel if choice.name == "tcg" and qemu.boots_elf else image.kernel,
             initrd=files.combined(self.tools.agent_cpio()),
             cmdline=image.cmdline,
             data_disk=self.paths.data_disk,

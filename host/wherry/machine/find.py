@@ -50,6 +50,13 @@ class Qemu:
         firmware = ["-L", os.fspath(self.data_dir)] if self.data_dir else []
         return [os.fspath(self.binary), *firmware]
 
+    @property
+    def boots_elf(self) -> bool:
+        """Whether it can start an uncompressed kernel: on x86 that takes its PVH option ROM."""
+        return (
+            self.arch != "amd64" or self.data_dir is None or (self.data_dir / "pvh.bin").is_file()
+        )
+
     def environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         added = {"QEMU_MODULE_DIR": os.fspath(self.module_dir)} if self.module_dir else {}
         return {**environ, **added}

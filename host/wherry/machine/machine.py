@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from wherry.errors import LinkError, MachineError, WherryError
+from wherry.errors import AgentError, LinkError, MachineError, WherryError
 from wherry.machine.boot import Progress, RunningQemu
 from wherry.machine.bringup import Bringup, Tools
 from wherry.machine.config import (
@@ -303,6 +303,7 @@ class Machine:
                 "started_ns": record.started_ns,
                 "image": record.image_key,
                 "qemu": record.argv[0],
+                "kernel": record.argv[record.argv.index("-kernel") + 1],
                 "agent": self._running.link.peer.get("agent"),
                 "layers": len(self._running.layers.attached),
                 "highest_lun": self._running.layers.highest_lun,
@@ -387,17 +388,27 @@ class Machine:
 
     async def _shut_down(self, running: _Running, grace: float) -> None:
         self._move(MachineState.STOPPING)
-        try:
-            await running.link.call(
-                "system.shutdown", {"timeout": round(grace)}, timeout=grace + 10.0
-            )
-            async with asyncio.timeout(grace + _POWER_OFF_TIMEOUT):
-                await running.vm.qmp.wait_closed()
-        except (LinkError, TimeoutError) as error:
-            if not running.vm.qmp.closed:
-                logger.warning("the guest does not power off, QEMU is ended: %s", error)
+        if not await self._powered_off(running, grace):
+            logger.warning("the guest does not power off: QEMU is ended")
         await running.vm.quit()
         await self._leave(running, MachineState.STOPPED, None)
+
+    async def _powered_off(self, running: _Running, grace: float) -> bool:
+        """Ask the guest to end and wait; a link that breaks meanwhile may be that very end."""
+        params = {"timeout": round(grace)}
+        try:
+            await running.link.call("system.shutdown", params, timeout=grace + _POWER_OFF_TIMEOUT)
+        except AgentError as error:
+            logger.warning("the guest refuses to shut down: %s", error)
+            return False
+        except LinkError as error:
+            logger.warning("the guest did not answer: %s", error)
+        try:
+            async with asyncio.timeout(grace + _POWER_OFF_TIMEOUT):
+                await running.vm.qmp.wait_closed()
+        except TimeoutError:
+            return False
+        return True
 
     async def _leave(self, running: _Running, state: MachineState, reason: str | None) -> None:
         await running.link.aclose()
