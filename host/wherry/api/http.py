@@ -240,3 +240,20 @@ def json_lines(events: AsyncIterator[Mapping[str, object]]) -> Response:
             yield json.dumps(last, separators=(",", ":")).encode() + b"\r\n"
 
     return Response(200, lines(), "application/json")
+
+
+async def byte_response(parts: AsyncIterator[bytes], content_type: str) -> Response:
+    """A body that is made while it is sent. Its first bytes are waited for: what goes wrong before
+    them is an error like any other; after them the connection is cut, which clients notice."""
+    first = await anext(parts, b"")
+
+    async def body() -> AsyncIterator[bytes]:
+        if first:
+            yield first
+        try:
+            async for part in parts:
+                yield part
+        except WherryError as error:
+            raise ConnectionAbortedError(error.message) from error
+
+    return Response(200, body(), content_type)

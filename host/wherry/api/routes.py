@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wherry.api import containers, images, machine, system
+from wherry.api import containers, images, machine, snapshots, system
 from wherry.api.http import Route, Routes
 
 ROUTES = Routes()
@@ -10,6 +10,7 @@ ROUTES = Routes()
 _TABLE: tuple[Route, ...] = (
     *system.TABLE,
     *containers.TABLE,
+    *snapshots.TABLE,
     *images.TABLE,
     *machine.TABLE,
     *system.POLITE,

@@ -16,7 +16,9 @@ from wherry.errors import WherryError
 _COMMANDS = {
     "attach": "wherry.cli.run",
     "create": "wherry.cli.run",
+    "diff": "wherry.cli.snapshots",
     "exec": "wherry.cli.run",
+    "export": "wherry.cli.snapshots",
     "history": "wherry.cli.images",
     "images": "wherry.cli.images",
     "info": "wherry.cli.system",
@@ -42,7 +44,9 @@ _COMMANDS = {
 _SUMMARIES = {
     "attach": "Attach to a running container's input and output",
     "create": "Create a container without starting it",
+    "diff": "Show what a container changed",
     "exec": "Run a command in a running container",
+    "export": "Write a container's files as a tar",
     "history": "Show the layers of an image",
     "images": "List images",
     "info": "Show facts about the engine and the machine",

@@ -23,6 +23,7 @@ from wherry.engine.model import Json
 from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.removals import Removals
+from wherry.engine.snapshots import Snapshots
 from wherry.engine.spec import Facts
 from wherry.engine.starting import Starter
 from wherry.engine.state import State
@@ -40,7 +41,10 @@ GONE = "the machine stopped"
 
 
 class Engine:
-    """What the API serves. Attributes: `containers`, `execs`, `images`, `events`, `machine`."""
+    """What the API serves.
+
+    Attributes: `containers`, `execs`, `snapshots`, `images`, `events`, `machine`.
+    """
 
     def __init__(
         self, home: Home, machine_name: str, machine: MachinePort, store: StorePort, state: State
@@ -64,6 +68,7 @@ class Engine:
         self._removals = Removals(state, self._guest, self.images)
         starter = Starter(self._registry, self._guest, spec_facts)
         self.containers = Containers(self._registry, self.events, self._guest, starter, self.images)
+        self.snapshots = Snapshots(self._registry, self.events, self._guest)
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)
         self._registry.on_removed = self._container_removed

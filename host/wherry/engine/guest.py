@@ -51,8 +51,11 @@ class Guest:
         link: LinkPort = await self._machine.ensure_running(_log_progress)
         return link
 
-    async def prepare(self, container: Container) -> tuple[LinkPort, list[str]]:
-        """A running machine with the container's layers mounted; they stay until `release`.
+    async def prepare(
+        self, container: Container, holder: str | None = None
+    ) -> tuple[LinkPort, list[str]]:
+        """A running machine with the container's layers mounted; they stay until `release`, or
+        until `unpin(holder)` where somebody else than the container holds them.
 
         Returns:
             The link, and the diffIDs to stack, lowest first.
@@ -68,7 +71,7 @@ class Guest:
             raise
         disks = [LayerDisk(file.diff_id, file.path, file.uuid) for file in files]
         layers = [disk.diff_id for disk in disks]
-        self._machine.pin_layers(container.id, layers)
+        self._machine.pin_layers(holder or container.id, layers)
         await self._machine.attach_layers(disks)
         return link, layers
 
@@ -78,7 +81,11 @@ class Guest:
 
     def release(self, container: Container) -> None:
         """Its layers may be unplugged."""
-        self._machine.unpin_layers(container.id)
+        self.unpin(container.id)
+
+    def unpin(self, holder: str) -> None:
+        """What `holder` held (perhaps nothing) may be unplugged."""
+        self._machine.unpin_layers(holder)
 
 
 def _image_of(container: Container) -> Image:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,7 +71,8 @@ class Entry:
         starting: the agent was asked to start it and has not answered.
         restarting: AutoRemove waits.
         gone: removed; the entry is in no table any more.
-        released: set while nobody is attached.
+        readers: how many read its files.
+        released: set while nobody is attached, or reads its files.
     """
 
     container: Container
@@ -81,6 +83,7 @@ class Entry:
     restarting: bool = False
     stopping: bool = False
     gone: bool = False
+    readers: int = 0
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -92,7 +95,21 @@ class Entry:
 
     def drop_attachment(self, attachment: StreamAttachment) -> None:
         self.attachments.discard(attachment)
-        if not self.attachments:
+        self._settle()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the guest from deleting its files meanwhile."""
+        self.readers += 1
+        self.released.clear()
+        try:
+            yield
+        finally:
+            self.readers -= 1
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self.attachments and not self.readers:
             self.released.set()
 
     def abandon_waiting(self) -> None:

@@ -1,0 +1,128 @@
+"""What is in a container: its changes, its layer and its tree, as they stream from the guest.
+
+The machine is started when it is off. While somebody reads, the layers stay plugged in and the
+guest keeps the container's files, also those of a container that is removed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from wherry.engine.events import EventBus, container_event
+from wherry.engine.guest import START_TIMEOUT, Guest
+from wherry.engine.ports import StreamPort
+from wherry.engine.registry import Entry, Registry
+from wherry.errors import LinkError
+from wherry.link import StreamReset
+
+READ_SIZE = 256 * 1024
+
+
+class ChangeKind(enum.Enum):
+    """What happened to a path; the values are the guest's letters."""
+
+    CHANGED = b"C"
+    ADDED = b"A"
+    DELETED = b"D"
+
+
+@dataclass(frozen=True, slots=True)
+class PathChange:
+    """One path that a container changed. `path` is absolute; bytes that are no UTF-8 are escaped
+    as Python does (`surrogateescape`)."""
+
+    kind: ChangeKind
+    path: str
+
+
+class Snapshots:
+    """Reads the files of containers. `ref` is an id, a name, or a prefix of an id."""
+
+    def __init__(self, registry: Registry, events: EventBus, guest: Guest) -> None:
+        self._registry = registry
+        self._events = events
+        self._guest = guest
+        self._numbers = itertools.count(1)
+
+    async def changes(self, ref: str) -> list[PathChange]:
+        """What differs from the image; a directory before what is in it.
+
+        Raises:
+            NotFound. LinkError: the guest could not read the files.
+        """
+        entry = self._registry.find(ref)
+        parts = []
+        async with self.opened(entry, "container.changes") as stream:
+            while data := await stream.read(READ_SIZE):
+                parts.append(data)
+        return parse_changes(b"".join(parts))
+
+    def export(self, ref: str) -> AsyncIterator[bytes]:
+        """All its files as a tar; what is mounted in it is left out. Raises as `changes`."""
+        return self._export(self._registry.find(ref))
+
+    async def _export(self, entry: Entry) -> AsyncIterator[bytes]:
+        async with self.opened(entry, "container.export") as stream:
+            while data := await stream.read(READ_SIZE):
+                yield data
+        self._events.publish_late(container_event(entry.container, "export"))
+
+    @asynccontextmanager
+    async def opened(
+        self, entry: Entry, method: str, *, pause: bool = False
+    ) -> AsyncIterator[StreamPort]:
+        """The stream of one of the guest's calls that read a container's files.
+
+        Raises (also while the stream is read in the block):
+            LinkError: the guest could not read them; says why.
+        """
+        container = entry.container
+        holder = f"snapshot:{container.id}:{next(self._numbers)}"
+        with entry.reading():
+            try:
+                link, layers = await self._guest.prepare(container, holder)
+                stream = link.open_stream()
+                try:
+                    params = {"id": container.id, "layers": layers, "pause": pause}
+                    params["stream"] = stream.id
+                    await link.call(method, params, timeout=START_TIMEOUT)
+                    yield stream
+                finally:
+                    stream.reset("nobody reads on")
+            except StreamReset as error:
+                name = container.name
+                raise LinkError(f"the files of container {name}: {error.reason}") from error
+            finally:
+                self._guest.unpin(holder)
+
+
+def parse_changes(data: bytes) -> list[PathChange]:
+    """The stream of `container.changes`.
+
+    Raises:
+        LinkError: it is malformed.
+    """
+    if data and not data.endswith(b"\0"):
+        raise LinkError("the guest sent a torn list of changes")
+    try:
+        return [
+            PathChange(ChangeKind(item[:1]), os.fsdecode(item[1:]))
+            for item in data.split(b"\0")[:-1]
+        ]
+    except ValueError as error:
+        raise LinkError("the guest sent a change that is none") from error
+
+
+def blocking_chunks(stream: StreamPort, loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+    """The stream's bytes for a thread; `loop` is where the stream lives.
+
+    Raises as the stream does; a reset of the stream ends the thread's wait.
+    """
+    while data := asyncio.run_coroutine_threadsafe(stream.read(READ_SIZE), loop).result():
+        yield data
