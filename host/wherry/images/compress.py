@@ -38,8 +38,6 @@ _GZIP_ERRORS: tuple[type[Exception], ...] = (zlib.error, fast_zlib.error)
 _ZSTD_WINDOW_LOG_MAX = 27
 """The most that `zstd --ultra` uses: 128 MiB; a frame that wants more is refused."""
 
-_DAMAGED = "the layer is damaged, or its upload was"
-
 
 class DiffReader:
     """An uncompressed layer as a file to read once, forward; counts and hashes what is read."""
@@ -78,8 +76,11 @@ class DiffReader:
         return data
 
 
-def decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def decompress(chunks: Iterator[bytes], what: str = "the layer") -> Iterator[bytes]:
     """The uncompressed bytes, in pieces of at most `PIECE_BYTES` (plain input: as it came).
+
+    Args:
+        what: it is called in messages.
 
     Raises:
         LayerError: truncated, damaged, or followed by something else.
@@ -91,20 +92,20 @@ def decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
             break
     rest = _chain(start, chunks)
     if start.startswith(GZIP_MAGIC):
-        return _gunzip(rest)
+        return _gunzip(rest, what)
     if start.startswith(ZSTD_MAGIC) or _is_skippable(start):
-        return _unzstd(rest)
+        return _unzstd(rest, what)
     return rest
 
 
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _gunzip(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
     decoder: Any = fast_zlib.decompressobj(_GZIP_WINDOW)
     open_member = False
     try:
         for data in chunks:
             while data or open_member:
                 if not open_member and not GZIP_MAGIC.startswith(data[:2]):
-                    raise LayerError("something follows the layer's gzip data", hint=_DAMAGED)
+                    raise LayerError(f"something follows {what}'s gzip data", hint=_damaged(what))
                 piece = decoder.decompress(data, PIECE_BYTES)
                 open_member = True
                 if piece:
@@ -118,19 +119,19 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
                 if not data and len(piece) < PIECE_BYTES:
                     break
     except _GZIP_ERRORS as error:
-        raise LayerError(f"the layer's gzip data is damaged: {error}", hint=_DAMAGED) from error
+        raise LayerError(f"{what}'s gzip data is damaged: {error}", hint=_damaged(what)) from error
     if open_member:
-        raise LayerError("the layer's gzip data ends too early", hint=_DAMAGED)
+        raise LayerError(f"{what}'s gzip data ends too early", hint=_damaged(what))
 
 
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _unzstd(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
     decoder = _zstd_decoder()
     open_frame = False
     try:
         for data in chunks:
             while data or (open_frame and not decoder.needs_input):
                 if not open_frame and not (data[0] == ZSTD_MAGIC[0] or 0x50 <= data[0] <= 0x5F):
-                    raise LayerError("something follows the layer's zstd data", hint=_DAMAGED)
+                    raise LayerError(f"something follows {what}'s zstd data", hint=_damaged(what))
                 piece = decoder.decompress(data, PIECE_BYTES)
                 open_frame = True
                 data = b""  # what was not used stays in the decoder
@@ -141,9 +142,13 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
                     decoder = _zstd_decoder()
                     open_frame = False
     except zstd.ZstdError as error:
-        raise LayerError(f"the layer's zstd data is damaged: {error}", hint=_DAMAGED) from error
+        raise LayerError(f"{what}'s zstd data is damaged: {error}", hint=_damaged(what)) from error
     if open_frame:
-        raise LayerError("the layer's zstd data ends too early", hint=_DAMAGED)
+        raise LayerError(f"{what}'s zstd data ends too early", hint=_damaged(what))
+
+
+def _damaged(what: str) -> str:
+    return f"{what} is damaged, or its upload was"
 
 
 def _zstd_decoder() -> zstd.ZstdDecompressor:

@@ -89,12 +89,25 @@ class TarReader:
             ...
     ```
     Contents that are not read are skipped. Of a sparse file only the segments are read, one after
-    the other. All methods raise LayerError on a damaged or truncated archive.
+    the other. All methods raise LayerError on a damaged or truncated archive; `what` it calls that.
     """
 
-    __slots__ = ("_buffer", "_left", "_limits", "_name", "_numbers", "_pad", "_pos", "_read")
+    __slots__ = (
+        "_buffer",
+        "_left",
+        "_limits",
+        "_name",
+        "_numbers",
+        "_pad",
+        "_pos",
+        "_read",
+        "_what",
+    )
 
-    def __init__(self, stream: BinaryIO, limits: TarLimits | None = None) -> None:
+    def __init__(
+        self, stream: BinaryIO, limits: TarLimits | None = None, what: str = "the layer"
+    ) -> None:
+        self._what = what
         self._read = stream.read
         self._limits = limits or TarLimits()
         self._buffer = b""
@@ -115,7 +128,7 @@ class TarReader:
             header = self._block()
             if not header or header == _END:
                 if extra is not None:
-                    raise LayerError("the layer's archive ends after an extended header")
+                    raise LayerError(f"{self._what} ends after an extended header")
                 return None
             fields = _HEADER.unpack(header)
             self._check_sum(header, fields[6])
@@ -224,7 +237,7 @@ class TarReader:
 
     def _truncated(self) -> LayerError:
         where = f"in or after {shown(self._name)}" if self._name else "in its first entry"
-        return LayerError(f"the layer's archive is cut short {where}")
+        return LayerError(f"{self._what} is cut short {where}")
 
     def _check_sum(self, header: bytes, field: bytes) -> None:
         """POSIX: the sum of all bytes, the checksum's own eight taken as spaces.
@@ -240,10 +253,10 @@ class TarReader:
         others = header[:at] + b" " * 8 + header[at + 8 :]
         # Old Sun tars added signed characters.
         if sum(byte - 256 if byte > 127 else byte for byte in others) != stored:
-            what = f"after {shown(self._name)}" if self._name else "at its start"
+            where = f"after {shown(self._name)}" if self._name else "at its start"
             raise LayerError(
-                f"the layer is not a tar archive: bad header checksum {what}",
-                hint="the layer is damaged, or compressed otherwise than its media type says",
+                f"{self._what} is not a tar archive: bad header checksum {where}",
+                hint=f"{self._what} is damaged, or compressed otherwise than with gzip or zstd",
             )
 
     def _number(self, field: bytes, what: bytes) -> int:
