@@ -39,6 +39,8 @@ from wherry_guest.core.syscalls import (
     MS_RELATIME,
     MS_STRICTATIME,
     MS_SYNCHRONOUS,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
 )
 
 if TYPE_CHECKING:
@@ -84,24 +86,36 @@ _PROPAGATION: Final = ("private", "rprivate")  # what every mount of a container
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """Options by their meaning. `recursive`: rbind; `recursive_readonly`: rro; data: the rest."""
+    """Options by their meaning. `recursive`: rbind; `recursive_readonly`: rro; data: the rest.
+
+    Two are Wherry's own and for binds of volumes: `subpath` is a path within the source, `copyup`
+    fills an empty source with what the image has at the destination.
+    """
 
     flags: int = 0
     cleared: int = 0
     data: str = ""
     recursive: bool = False
     recursive_readonly: bool = False
+    subpath: str = ""
+    copyup: bool = False
 
 
 def parse_options(mount: Mount) -> MountOptions:
     """The meaning of `mount.options`; SpecError for one that is not supported."""
     flags = cleared = 0
     data: list[str] = []
+    handled = ["bind", "rbind", "rro", *_PROPAGATION]
+    subpath = ""
+    if mount.type == "bind":
+        own = next((option for option in mount.options if option.startswith(_SUBPATH)), _SUBPATH)
+        handled += ["copyup", own]
+        subpath = own.removeprefix(_SUBPATH)
     for option in mount.options:
         if option in _FLAGS:
             on, off = _FLAGS[option]
             flags, cleared = flags & ~off | on, cleared & ~on | off
-        elif option in ("bind", "rbind", "rro") or option in _PROPAGATION:
+        elif option in handled:
             continue
         elif mount.type == "bind" or ("=" not in option and option not in _VALUELESS):
             where = f"mounts[{mount.destination}].options"
@@ -109,10 +123,17 @@ def parse_options(mount: Mount) -> MountOptions:
         else:
             data.append(option)
     return MountOptions(
-        flags, cleared, ",".join(data), "rbind" in mount.options, "rro" in mount.options
+        flags,
+        cleared,
+        ",".join(data),
+        "rbind" in mount.options,
+        "rro" in mount.options,
+        subpath,
+        "copyup" in mount.options,
     )
 
 
+_SUBPATH: Final = "subpath="
 _VALUELESS: Final = ("newinstance", "nsdelegate", "noswap", "inode32", "inode64")
 
 
@@ -139,13 +160,55 @@ class TakeBindSource:
         return f"take {self.source} for a bind mount"
 
     def execute(self, kernel: Kernel, state: State) -> None:
-        tree = kernel.open_tree(self.source, self.options.recursive)
+        tree = self._open(kernel)
         attr_set, attr_clear = bind_attributes(self.options)
         if attr_set or attr_clear:
             kernel.mount_setattr(tree, "", False, attr_set, attr_clear)
         if self.options.recursive_readonly:
             kernel.mount_setattr(tree, "", True, MOUNT_ATTR_RDONLY, 0)
         state.trees[self.index] = tree
+
+    def _open(self, kernel: Kernel) -> int:
+        options = self.options
+        if not options.subpath:
+            return kernel.open_tree(self.source, options.recursive)
+        # What is on the way may be another container's, which may change it right now.
+        root = kernel.open(self.source, _O_PATH)
+        resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+        found = kernel.openat2(root, options.subpath, _O_PATH, resolve)
+        tree = kernel.open_tree("", options.recursive, found)
+        kernel.close(found)
+        kernel.close(root)
+        return tree
+
+
+@dataclass(frozen=True, slots=True)
+class Populate:
+    """Fill the tree number `index`, when it is empty, with what the image has at `destination`.
+
+    Stands before every mount: what is copied is the image's.
+    """
+
+    index: int
+    destination: str
+
+    def describe(self) -> str:
+        return f"copy what the image has in {self.destination} to the volume"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        tree = state.trees[self.index]
+        if not stat.S_ISDIR(kernel.stat(tree).mode):
+            return
+        resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+        directory = os.O_RDONLY | _O_DIRECTORY
+        try:
+            source = kernel.openat2(AT_FDCWD, self.destination, directory, resolve)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        target = kernel.openat2(tree, ".", directory, 0)
+        kernel.copy_contents(source, target)
+        kernel.close(target)
+        kernel.close(source)
 
 
 def bind_attributes(options: MountOptions) -> tuple[int, int]:
@@ -253,6 +316,7 @@ class MaskPath:
 
 
 _O_PATH: Final = 0o10000000  # asm-generic/fcntl.h
+_O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)  # it differs between architectures
 _NULL: Final = (1, 3)  # Documentation/admin-guide/devices.txt
 
 
@@ -301,6 +365,15 @@ def plan_binds(mounts: tuple[Mount, ...]) -> list[TakeBindSource]:
         TakeBindSource(index, mount.source, parse_options(mount))
         for index, mount in enumerate(mounts)
         if mount.type == "bind"
+    ]
+
+
+def plan_populating(mounts: tuple[Mount, ...]) -> list[Populate]:
+    """The steps between entering the root and the first mount in it."""
+    return [
+        Populate(index, mount.destination)
+        for index, mount in enumerate(mounts)
+        if mount.type == "bind" and "copyup" in mount.options
     ]
 
 

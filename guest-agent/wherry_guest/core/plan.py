@@ -20,6 +20,7 @@ from wherry_guest.core.mounts import (
     ReadonlyRoot,
     plan_binds,
     plan_mounts,
+    plan_populating,
 )
 from wherry_guest.core.namespaces import (
     JoinContainer,
@@ -128,6 +129,7 @@ def _check_terminal(process: Process, tty: bool) -> None:
 def _root_steps(spec: Spec, rootfs: Rootfs, layout: Layout) -> list[Step]:
     steps: list[Step] = [*plan_binds(spec.mounts)]
     steps += [mount_rootfs(rootfs, layout.layers, layout.root), EnterRoot(layout.root)]
+    steps += plan_populating(spec.mounts)
     steps += plan_mounts(spec.mounts)
     if not any(mount.destination == "/dev" and mount.type == "bind" for mount in spec.mounts):
         steps += plan_devices(spec.devices)

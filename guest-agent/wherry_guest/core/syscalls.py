@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from wherry_guest.core.copytree import copy_contents
+
 # uapi/linux/mount.h
 MS_RDONLY: Final = 0x1
 MS_NOSUID: Final = 0x2
@@ -53,6 +55,10 @@ MOUNT_ATTR_NODIRATIME: Final = 0x80
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 AT_RECURSIVE: Final = 0x8000
+
+# uapi/linux/openat2.h
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_IN_ROOT: Final = 0x10
 
 # uapi/linux/sched.h
 CLONE_NEWNS: Final = 0x00020000
@@ -92,8 +98,10 @@ _MOVE_MOUNT: Final = 429
 _PIDFD_OPEN: Final = 434
 _CLONE3: Final = 435
 _CLOSE_RANGE: Final = 436
+_OPENAT2: Final = 437
 _MOUNT_SETATTR: Final = 442
 
+_OPENAT2_TRIES: Final = 100
 _NLMSG_ERROR: Final = 2  # uapi/linux/netlink.h
 _NLMSG_HEADER: Final = 16
 _SIGCHLD: Final = 17  # asm-generic/signal.h
@@ -122,6 +130,12 @@ class _MountAttr(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
     )
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how, uapi/linux/openat2.h."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
 
 
 class _CapHeader(ctypes.Structure):
@@ -366,6 +380,23 @@ class Kernel:
 
     def open(self, path: str, flags: int, mode: int = 0) -> int:
         return os.open(path, flags | _os.O_CLOEXEC, mode)
+
+    def openat2(
+        self, directory: int, path: str | bytes, flags: int, resolve: int, mode: int = 0
+    ) -> int:
+        """openat2(2): `resolve` (RESOLVE_*) holds for every part of `path`."""
+        how = _OpenHow(flags | _os.O_CLOEXEC, mode, resolve)
+        args = (directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        for _ in range(_OPENAT2_TRIES):
+            try:
+                return _syscall(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
+            except BlockingIOError:  # EAGAIN: something was renamed on the way; openat2(2)
+                continue
+        return _syscall(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
+
+    def copy_contents(self, source: int, target: int) -> None:
+        """Fill the open directory `target`, if it is empty; see `core.copytree`."""
+        copy_contents(source, target)
 
     def close(self, fd: int) -> None:
         os.close(fd)
