@@ -31,6 +31,51 @@ class Status(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A named directory on the guest's data disk that outlives containers.
+
+    Attributes:
+        directory: its name in the guest: the volume's own, unless an earlier volume of that name is
+            still to be removed there.
+        anonymous: nobody gave it a name; it goes with the last container that uses it.
+        options: Docker's `DriverOpts`, as given.
+    """
+
+    name: str
+    created_ns: int
+    directory: str
+    anonymous: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """One place in a container where something of its own is mounted.
+
+    Attributes:
+        type: Docker's: `volume` or `tmpfs`.
+        destination: a clean, absolute path.
+        volume: the volume's name; "" for tmpfs, and for an anonymous volume until it has one.
+        mode: the third part of `-v`, for inspect.
+        subpath: the part of the volume that is mounted, "" for all of it.
+        copy: fill an empty volume with what the image has at the destination.
+        labels: of the volume, when it is made for this mount.
+        options: tmpfs's mount options.
+    """
+
+    type: str
+    destination: str
+    volume: str = ""
+    writable: bool = True
+    mode: str = ""
+    subpath: str = ""
+    copy: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """One container.
 
@@ -39,6 +84,7 @@ class Container:
         image: the reference as the client gave it; `image_id`, `manifest_digest`: what it was then.
         config, host_config: Docker's `Config` (merged with the image's) and `HostConfig`.
         layers: diffIDs, lowest first.
+        mounts: volumes and file systems in memory, in the order in which they are mounted.
         pid: in the VM's pid namespace; None unless running.
         exit_code: None until the container has run (or failed to start) once.
         log_bytes: length of its log when it last exited, where the next run's log begins; None when
@@ -55,6 +101,7 @@ class Container:
     host_config: Json
     layers: tuple[str, ...]
     platform: str = "linux"
+    mounts: tuple[MountPoint, ...] = ()
     status: Status = Status.CREATED
     pid: int | None = None
     exit_code: int | None = None

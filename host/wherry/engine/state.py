@@ -14,10 +14,11 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wherry.engine.model import Container, Event, Exec, Status
+from wherry.engine.model import Container, Event, Exec, MountPoint, Status, Volume
 from wherry.errors import StorageError
 
 KEEP_EVENTS = 10_000
@@ -50,17 +51,27 @@ _MIGRATIONS: tuple[str, ...] = (
     -- containers that are gone here and whose directories the guest still has
     CREATE TABLE removals (id TEXT PRIMARY KEY) STRICT;
     """,
+    """
+    ALTER TABLE containers ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]';
+    CREATE TABLE volumes (
+        name TEXT PRIMARY KEY, created_ns INTEGER NOT NULL, directory TEXT NOT NULL UNIQUE,
+        anonymous INTEGER NOT NULL, labels TEXT NOT NULL, options TEXT NOT NULL
+    ) STRICT;
+    -- directories of volumes that are gone here and that the guest may still have
+    CREATE TABLE volume_removals (directory TEXT PRIMARY KEY) STRICT;
+    """,
 )
 
 _CONTAINER_FIELDS = (
     "id", "name", "created_ns", "image", "image_id", "manifest_digest", "config", "host_config",
-    "layers", "platform", "status", "pid", "exit_code", "error", "oom_killed", "started_ns",
-    "finished_ns", "restart_count", "log_bytes",
+    "layers", "platform", "mounts", "status", "pid", "exit_code", "error", "oom_killed",
+    "started_ns", "finished_ns", "restart_count", "log_bytes",
 )  # fmt: skip
 _CONTAINER_CHANGES = (
     "name", "status", "pid", "exit_code", "error", "oom_killed", "started_ns", "finished_ns",
     "restart_count", "log_bytes",
 )  # fmt: skip
+_VOLUME_FIELDS = ("name", "created_ns", "directory", "anonymous", "labels", "options")
 _EXEC_FIELDS = (
     "id", "container_id", "created_ns", "config", "started", "running", "pid", "exit_code",
 )  # fmt: skip
@@ -86,6 +97,23 @@ class Transaction:
         self._connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
         if in_guest:
             self._connection.execute("INSERT OR IGNORE INTO removals VALUES (?)", (container_id,))
+
+    def add_volume(self, volume: Volume) -> None:
+        row = {name: getattr(volume, name) for name in _VOLUME_FIELDS}
+        row["anonymous"] = int(volume.anonymous)
+        for name in ("labels", "options"):
+            row[name] = json.dumps(dict(row[name]))
+        _insert(self._connection, "volumes", row)
+
+    def delete_volume(self, volume: Volume) -> None:
+        """Forget it, and note that the guest must remove its directory."""
+        self._connection.execute("DELETE FROM volumes WHERE name = ?", (volume.name,))
+        self._connection.execute(
+            "INSERT OR IGNORE INTO volume_removals VALUES (?)", (volume.directory,)
+        )
+
+    def delete_volume_removal(self, directory: str) -> None:
+        self._connection.execute("DELETE FROM volume_removals WHERE directory = ?", (directory,))
 
     def save_exec(self, execution: Exec) -> None:
         row = _exec_row(execution)
@@ -163,6 +191,15 @@ class State:
         rows = self._connection.execute(f"SELECT {names} FROM execs ORDER BY created_ns")
         return [_exec(dict(zip(_EXEC_FIELDS, row, strict=True))) for row in rows]
 
+    def volumes(self) -> list[Volume]:
+        names = ", ".join(_VOLUME_FIELDS)
+        rows = self._connection.execute(f"SELECT {names} FROM volumes ORDER BY created_ns")
+        return [_volume(dict(zip(_VOLUME_FIELDS, row, strict=True))) for row in rows]
+
+    def volume_removals(self) -> list[str]:
+        rows = self._connection.execute("SELECT directory FROM volume_removals")
+        return [row[0] for row in rows]
+
     def removals(self) -> list[str]:
         return [row[0] for row in self._connection.execute("SELECT id FROM removals")]
 
@@ -234,6 +271,7 @@ def _container_row(container: Container) -> dict[str, Any]:
     for name in ("config", "host_config"):
         row[name] = json.dumps(row[name])
     row["layers"] = json.dumps(list(container.layers))
+    row["mounts"] = json.dumps([asdict(mount) for mount in container.mounts])
     return row
 
 
@@ -243,7 +281,19 @@ def _container(row: dict[str, Any]) -> Container:
     for name in ("config", "host_config"):
         row[name] = json.loads(row[name])
     row["layers"] = tuple(json.loads(row["layers"]))
+    row["mounts"] = tuple(_mount_point(item) for item in json.loads(row["mounts"]))
     return Container(**row)
+
+
+def _mount_point(item: dict[str, Any]) -> MountPoint:
+    return MountPoint(**{**item, "options": tuple(item["options"])})
+
+
+def _volume(row: dict[str, Any]) -> Volume:
+    row["anonymous"] = bool(row["anonymous"])
+    for name in ("labels", "options"):
+        row[name] = json.loads(row[name])
+    return Volume(**row)
 
 
 def _exec_row(execution: Exec) -> dict[str, Any]:
