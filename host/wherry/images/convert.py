@@ -118,6 +118,11 @@ class Converter:
             self._process.kill()
         self._process.communicate()
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether the process takes no more."""
+        return self._broken
+
     def write(self, chunk: bytes) -> None:
         """Hand on the next bytes. A process that has given up takes no more; `finish` says why."""
         assert self._process.stdin is not None

@@ -51,6 +51,17 @@ class Finder:
             return self._db.digest_target(reference.name, reference.digest)
         return self._db.tag_target(str(reference))
 
+    def repository(self, ref: str) -> list[tuple[str, str]]:
+        """All tags of a repository as (image id, full tag); none when `ref` is not one's bare name,
+        or there are no tags in it."""
+        try:
+            reference = parse_reference(ref)
+        except InvalidReference:
+            return []
+        if reference.tag is not None or reference.digest is not None:
+            return []
+        return self._db.tags_in(reference.name)
+
     def names_of(self, image_id: str) -> Sequence[Reference]:
         return references(*self._db.names_of(image_id))
 

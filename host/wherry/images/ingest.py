@@ -8,6 +8,7 @@ that the next holder of the lock clears away what a killed one left.
 from __future__ import annotations
 
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from wherry.osutil import (
 )
 
 _LOOK_SECONDS = 0.5
+_SPOOL = "spool-"
 
 
 class Ingest:
@@ -63,6 +65,43 @@ class Ingest:
             for leftover in self._root.glob(f"{hexadecimal}-*"):
                 remove_file(leftover)
             yield
+
+    @contextmanager
+    def spool(self) -> Iterator[Path]:
+        """A directory for what has no digest yet; gone at the end. Those of killed processes are
+        removed first."""
+        self.sweep()
+        path = self._root / f"{_SPOOL}{secrets.token_hex(8)}"
+        lock = self._locks / f"{path.name}.lock"
+        try:
+            with lock_file(lock, timeout=0):
+                try:
+                    yield private_directory(path)
+                finally:
+                    shutil.rmtree(path, ignore_errors=True)
+        finally:
+            remove_file(lock)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left unfinished."""
+        for path in self._root.glob(f"{_SPOOL}*"):
+            lock = self._locks / f"{path.name}.lock"
+            try:
+                with lock_file(lock, timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+            except LockHeld:
+                continue  # its process is alive
+            remove_file(lock)
+
+    def sweep_digests(self) -> None:
+        """Remove unfinished files whose digest nobody works on."""
+        for name in {path.name.partition("-")[0] for path in self._root.glob("*-*.*")}:
+            try:
+                with lock_file(self._locks / f"{name[:3]}.lock", timeout=0):
+                    for leftover in self._root.glob(f"{name}-*.*"):
+                        remove_file(leftover)
+            except LockHeld:
+                continue
 
     @contextmanager
     def new_file(self, digest: str, kind: str) -> Iterator[Path]:

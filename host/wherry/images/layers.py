@@ -110,28 +110,41 @@ class LayerStore:
         """Remove all files of a layer; False when one has to stay for now."""
         return not [path for path in self._files_of(diff_id) if not remove_file(path)]
 
+    def diff_ids(self) -> Iterator[str]:
+        """Of all layers that there are files of, in whichever format."""
+        for path in self._root.glob("*-*.erofs"):
+            yield f"sha256:{path.name.partition('-')[0]}"
+
     def _files_of(self, diff_id: str) -> Iterator[Path]:
         """One for each format in which somebody wrote it."""
         return self._root.glob(f"{diff_id.removeprefix('sha256:')}-*.erofs")
 
-    def ensure(self, layers: Sequence[LayerRow], source: Source | None, reporter: Reporter) -> None:
+    def ensure(
+        self,
+        layers: Sequence[LayerRow],
+        source: Source | None,
+        reporter: Reporter,
+        *,
+        blobs: bool = False,
+    ) -> None:
         """Make blobs and EROFS files of all these layers present; several at a time.
 
         Args:
             source: where missing blobs come from; None: they must be there.
+            blobs: also those that were given up (`is_present`).
 
         Raises:
             The first error of any layer; the others are stopped. What was complete by then stays.
         """
         distinct = {layer.blob: layer for layer in layers}
-        missing = [layer for layer in distinct.values() if not self.is_present(layer)]
+        missing = [layer for layer in distinct.values() if not self.is_present(layer, blob=blobs)]
         for layer in distinct.values():
             reporter.layer(layer.blob, "Pulling fs layer" if layer in missing else "Already exists")
         if not missing:
             return
         missing.sort(key=lambda layer: -layer.blob_size)  # the longest work first
         with ThreadPoolExecutor(PARALLEL_LAYERS, "layer") as pool:
-            futures = [pool.submit(self._ensure, it, source, reporter) for it in missing]
+            futures = [pool.submit(self._ensure, it, source, reporter, blobs) for it in missing]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -141,20 +154,24 @@ class LayerStore:
                     future.cancel()
                 raise
 
-    def is_present(self, layer: LayerRow) -> bool:
-        """Whether both the blob and the EROFS file are there."""
-        return (
-            self._layout.has(layer.blob, layer.blob_size) and self.find(layer.diff_id) is not None
+    def is_present(self, layer: LayerRow, *, blob: bool = False) -> bool:
+        """Whether the EROFS file is there, and the blob, which may have been given up on purpose
+        (`image prune --blobs`) unless it is needed: `blob`."""
+        return self.find(layer.diff_id) is not None and (
+            self._layout.has(layer.blob, layer.blob_size)
+            or (not blob and self._db.is_dropped(layer.blob))
         )
 
-    def _ensure(self, layer: LayerRow, source: Source | None, reporter: Reporter) -> None:
+    def _ensure(
+        self, layer: LayerRow, source: Source | None, reporter: Reporter, blobs: bool
+    ) -> None:
         def waiting() -> None:
             reporter.layer(layer.blob, "Waiting")
 
         if reporter.stop.is_set():
             raise Stopped
         with self._ingest.working_on(layer.blob, stop=reporter.stop, on_wait=waiting):
-            if self.is_present(layer):  # another process was quicker
+            if self.is_present(layer, blob=blobs):  # another process was quicker
                 reporter.layer(layer.blob, "Already exists")
                 return
             if self._layout.has(layer.blob, layer.blob_size):
@@ -181,7 +198,7 @@ class LayerStore:
                     done = _blamed(whose, converter.finish)
                 else:
                     done = self._convert_here(whose, read_chunks(file), target, layer, reporter)
-            self._keep(layer, target, done)
+            self.keep(target, done)
 
     def _fetch(self, layer: LayerRow, source: Source, reporter: Reporter) -> None:
         descriptor = Descriptor("", layer.blob, layer.blob_size)
@@ -206,7 +223,7 @@ class LayerStore:
                         done = self._convert_here(whose, chunks, target, layer, reporter)
             blob.commit()
             if not unpacked:
-                self._keep(layer, target, done)
+                self.keep(target, done)
 
     def _download(
         self,
@@ -244,12 +261,12 @@ class LayerStore:
         watched = _stoppable(chunks, reporter.stop)
         return _blamed(whose, lambda: convert(watched, target, layer.diff_id, self._max_bytes))
 
-    def _keep(self, layer: LayerRow, target: Path, done: ConvertedLayer) -> None:
-        """Give the file its name, unless another blob of the same content was quicker: a file that
-        may be plugged in is not replaced."""
-        if self.find(layer.diff_id) is None:
-            move_into_place(target, self.path(layer.diff_id))
-            self._db.add_layer(layer.diff_id, FORMAT, done)
+    def keep(self, target: Path, done: ConvertedLayer) -> None:
+        """Give a finished file its name, unless another blob of the same content was quicker: a
+        file that may be plugged in is not replaced."""
+        if self.find(done.diff_id) is None:
+            move_into_place(target, self.path(done.diff_id))
+            self._db.add_layer(done.diff_id, FORMAT, done)
 
     def files(self, diff_ids: Sequence[str]) -> list[LayerFile]:
         """The layers to stack, lowest first, for layers that are present.

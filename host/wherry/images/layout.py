@@ -19,6 +19,7 @@ import msgspec
 from wherry.errors import ContentMismatch, StorageError
 from wherry.images.ingest import Ingest, move_into_place, remove_file
 from wherry.images.media import CONTAINERD_NAME, OCI_INDEX, OCI_MANIFEST, REF_NAME, digest_of
+from wherry.images.reference import is_digest
 from wherry.osutil import atomic_write, private_directory, sync_descriptor
 
 LAYOUT_FILE = "oci-layout"
@@ -155,6 +156,12 @@ class Layout:
                 yield blob
             finally:
                 blob.close()
+
+    def digests(self) -> Iterator[str]:
+        """Of all blobs that there are; other tools' files are not ours to see."""
+        for path in self._blobs.iterdir():
+            if is_digest(digest := f"sha256:{path.name}"):
+                yield digest
 
     def stored_bytes(self, digest: str) -> int:
         """A blob's size on disk; 0 when it is not there."""

@@ -59,6 +59,12 @@ class Parts:
         layers = (it.removeprefix(EROFS_OBJECT) for it in gone if it.startswith(EROFS_OBJECT))
         return Settled(tuple(layers), freed)
 
+    def on_disk(self) -> Iterator[str]:
+        """The objects that there are files of, wanted or not."""
+        yield from self.layout.digests()
+        for diff_id in self.layers.diff_ids():
+            yield EROFS_OBJECT + diff_id
+
     def check_space(self, needed: int, what: str) -> None:
         """Raises StorageError when `needed` bytes are not free."""
         free = shutil.disk_usage(self.root).free

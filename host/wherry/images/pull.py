@@ -7,7 +7,7 @@ image layout in a directory. Layers are `layers.py`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from wherry.images.platform import Platform, choose, default_platform, matches
 from wherry.images.progress import PullEvent
 from wherry.images.reference import is_digest
 from wherry.images.registry import MAX_MANIFEST_BYTES, ManifestReply, RegistryClient
+from wherry.images.spool import ArchiveLimits
 from wherry.images.store_db import LayerRow
 
 __all__ = [
@@ -54,11 +55,13 @@ class ImageLimits:
         layers: distinct layers; more cannot be stacked (overlayfs).
         layer_bytes: a layer's uncompressed size.
         config_bytes: the config.
+        archive: what an archive of images may ask.
     """
 
     layers: int = 500
     layer_bytes: int = 64 << 30
     config_bytes: int = 4 << 20
+    archive: ArchiveLimits = field(default_factory=ArchiveLimits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,15 @@ class StoreDb:
             digests.setdefault(str(image_id), []).append((str(repository), str(digest)))
         return tags, digests
 
+    def tags_in(self, repository: str) -> list[tuple[str, str]]:
+        """A repository's tags as (image id, full tag)."""
+        found = self.rows(
+            "SELECT image_id, name FROM tags WHERE name >= ? AND name < ? ORDER BY name",
+            f"{repository}:",
+            f"{repository};",  # the sign behind the colon
+        )
+        return [(str(image_id), str(name)) for image_id, name in found]
+
     def names_of(self, image_id: str) -> tuple[list[str], list[tuple[str, str]]]:
         """One image's full tags and its (repository, digest) pairs; sorted."""
         tags = self.rows("SELECT name FROM tags WHERE image_id = ? ORDER BY name", image_id)
@@ -263,6 +272,10 @@ class StoreDb:
                 ),
             )
 
+    def is_dropped(self, blob: str) -> bool:
+        """Whether a layer's blob was given up: its EROFS file stays, and a registry has it."""
+        return bool(self.rows("SELECT 1 FROM dropped WHERE blob = ?", blob))
+
     # Leases and collection.
 
     def lease(self, holder: str, objects: Iterable[str], seconds: float | None) -> None:
@@ -305,6 +318,7 @@ class StoreDb:
             connection.executemany("DELETE FROM garbage WHERE object = ?", [(g,) for g in gone])
             layers = [(g.removeprefix("erofs:"),) for g in gone if g.startswith("erofs:")]
             connection.executemany("DELETE FROM layers WHERE diff_id = ?", layers)
+            connection.executemany("DELETE FROM dropped WHERE blob = ?", [(g,) for g in gone])
         return gone
 
     # The export of the tags.

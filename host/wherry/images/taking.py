@@ -19,12 +19,17 @@ def take(
     tag: str | None,
     digest: tuple[str, str] | None,
     reporter: Reporter,
+    *,
+    holder: str | None = None,
 ) -> bool:
     """Store an image; False when nothing had to be done.
 
     Args:
         source: of blobs that are missing; None: they must be there.
         tag: the full name that is to point to it. digest: (repository, digest) that it has there.
+        holder: of the lease until then. None: pulls of one image share one, so that the one that
+            succeeds also ends those of failed and killed ones. Another that is still at work then
+            starts over, which is quick.
     """
     if _is_stored(parts, found, tag, digest):
         for layer in found.layers:
@@ -33,9 +38,7 @@ def take(
     distinct = {layer.blob: layer for layer in found.layers}.values()
     missing = sum(it.blob_size for it in distinct if not parts.layers.is_present(it))
     parts.check_space(missing, "the image")
-    # Pulls of one image share a lease, so that the one that succeeds also ends those of failed
-    # and killed ones. Another that is still at work then starts over, which is quick.
-    holder = f"pull:{found.manifest_digest}"
+    holder = holder or f"pull:{found.manifest_digest}"
     objects = objects_of(found.layers, found.documents)
     stored = False
     while not stored:
