@@ -12,6 +12,7 @@ import re
 import ssl
 import tarfile
 import threading
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -136,7 +137,10 @@ Answer = Callable[["Handler"], bool]
 class FakeRegistry:
     """`blobs`, `manifests[(repository, tag or digest)]`; `faults[path pattern]` come first.
 
-    `requests` has (method, path) of every request, `headers` their headers.
+    `requests` has (method, path) of every request, `headers` their headers. What is uploaded goes
+    to `blobs` and `manifests`; `owned[repository]`, when it is there, are the blobs of a repository
+    (else each has them all); `uploads` are unfinished ones. `refuses` are media types of manifests
+    that are not taken.
     """
 
     def __init__(self) -> None:
@@ -145,6 +149,10 @@ class FakeRegistry:
         self.faults: list[tuple[re.Pattern[str], Answer]] = []
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
+        self.owned: dict[str, set[str]] = {}
+        self.uploads: dict[str, bytearray] = {}
+        self.refuses: set[str] = set()
+        self.has_referrers = False
         self.authorize: Answer | None = None
         self.released = threading.Event()
         self._server = _Server(("127.0.0.1", 0), Handler)
@@ -197,8 +205,17 @@ class FakeRegistry:
 
     def fetched(self) -> Counter[str]:
         """How often each blob digest was asked for."""
-        found = (re.search(r"/blobs/(sha256:\w+)$", path) for _, path in self.requests)
+        paths = [path for method, path in self.requests if method == "GET"]
+        found = (re.search(r"/blobs/(sha256:\w+)$", path) for path in paths)
         return Counter(match[1] for match in found if match)
+
+    def sent(self, method: str) -> list[str]:
+        """The paths of requests with that method, without queries and upload ids."""
+        paths = [path for given, path in self.requests if given == method]
+        return [re.sub(r"(/uploads/)[^?]+", r"\1*", path.partition("?")[0]) for path in paths]
+
+    def has_blob(self, repository: str, wanted: str) -> bool:
+        return wanted in self.blobs and wanted in self.owned.get(repository, {wanted})
 
 
 class _Server(ThreadingHTTPServer):
@@ -210,6 +227,7 @@ class _Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    _body: bytes | None = None
     wbufsize = -1  # head and body in one packet: no waiting for a delayed acknowledgement
 
     @property
@@ -219,11 +237,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_POST(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.do_GET()
-
     def do_GET(self) -> None:
+        self._body = None
         self.fake.requests.append((self.command, self.path))
         self.fake.headers.append(dict(self.headers))
         for pattern, answer in self.fake.faults:
@@ -233,9 +248,27 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._registry()
 
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
+
+    @property
+    def body(self) -> bytes:
+        """The request's body, read at the first use; what a fault leaves unread closes the
+        connection."""
+        if self._body is None:
+            self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return self._body
+
     def _registry(self) -> None:
         if self.path == "/v2/":
             self.reply(200, b"{}")
+            return
+        upload = re.fullmatch(r"/v2/(.+)/blobs/uploads/([^?]*)(?:\?(.*))?", self.path)
+        if upload:
+            query = dict(urllib.parse.parse_qsl(upload[3] or ""))
+            self._upload(upload[1], upload[2], query)
+            return
+        if self.command == "PUT":
+            self._put_manifest()
             return
         manifest = re.fullmatch(r"/v2/(.+)/manifests/(.+)", self.path)
         blob = re.fullmatch(r"/v2/.+/blobs/(.+)", self.path)
@@ -243,10 +276,83 @@ class Handler(BaseHTTPRequestHandler):
             kind, body = found
             headers = {"Content-Type": kind, "Docker-Content-Digest": digest(body)}
             self.reply(200, body, headers)
-        elif blob and blob[1] in self.fake.blobs:
+        elif blob and self.fake.has_blob(blob[0].split("/blobs/")[0][4:], blob[1]):
             self.blob(self.fake.blobs[blob[1]])
         else:
             self.error(404, "MANIFEST_UNKNOWN" if manifest else "BLOB_UNKNOWN", "unknown")
+
+    def _put_manifest(self) -> None:
+        match = re.fullmatch(r"/v2/(.+)/manifests/(.+)", self.path)
+        assert match is not None
+        kind, body = self.headers.get("Content-Type") or "", self.body
+        if kind in self.fake.refuses:
+            self.error(400, "MANIFEST_INVALID", "manifest invalid")
+            return
+        fields = json.loads(body)
+        for entry in [
+            *fields.get("layers", []),
+            *([fields["config"]] if "config" in fields else []),
+        ]:
+            if not self.fake.has_blob(match[1], entry["digest"]):
+                self.error(400, "MANIFEST_BLOB_UNKNOWN", f"blob unknown: {entry['digest']}")
+                return
+        for entry in fields.get("manifests", []):
+            known = (match[1], entry["digest"]) in self.fake.manifests
+            if not known and not match[2].startswith("sha256-"):
+                self.error(404, "MANIFEST_UNKNOWN", f"manifest unknown: {entry['digest']}")
+                return
+        self.fake.manifests[match[1], match[2]] = (kind, body)
+        self.fake.manifests[match[1], digest(body)] = (kind, body)
+        headers = {"Docker-Content-Digest": digest(body)}
+        if self.fake.has_referrers and "subject" in fields:
+            headers["OCI-Subject"] = fields["subject"]["digest"]
+        self.reply(201, b"", headers)
+
+    def _upload(self, repository: str, upload: str, query: dict[str, str]) -> None:
+        fake = self.fake
+        if self.command == "POST":
+            if "mount" in query and fake.has_blob(query.get("from", ""), query["mount"]):
+                self._keep(repository, query["mount"])
+                return
+            name = f"upload{len(fake.uploads)}"
+            fake.uploads[name] = bytearray()
+            self._at(repository, name, 202)
+        elif upload not in fake.uploads:
+            self.error(404, "BLOB_UPLOAD_UNKNOWN", "upload unknown")
+        elif self.command == "PATCH":
+            self._patch(repository, upload)
+        elif self.command == "GET":
+            self._at(repository, upload, 204)
+        else:
+            data = bytes(fake.uploads[upload] + self.body)
+            del fake.uploads[upload]
+            if digest(data) != query["digest"]:
+                self.error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+                return
+            fake.blobs[query["digest"]] = data
+            self._keep(repository, query["digest"])
+
+    def _patch(self, repository: str, upload: str) -> None:
+        have = self.fake.uploads[upload]
+        start = int((self.headers.get("Content-Range") or f"{len(have)}-").partition("-")[0])
+        if start != len(have):
+            self.error(416, "RANGE_INVALID", f"expected {len(have)}")
+            return
+        have += self.body
+        self._at(repository, upload, 202)
+
+    def _at(self, repository: str, upload: str, status: int) -> None:
+        have = len(self.fake.uploads[upload])
+        headers = {
+            "Location": f"/v2/{repository}/blobs/uploads/{upload}?state={have}",
+            "Range": f"0-{max(0, have - 1)}",
+        }
+        self.reply(status, b"", headers)
+
+    def _keep(self, repository: str, blob: str) -> None:
+        if repository in self.fake.owned:
+            self.fake.owned[repository].add(blob)
+        self.reply(201, b"", {"Docker-Content-Digest": blob})
 
     def blob(self, body: bytes) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
@@ -274,9 +380,12 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
+        if self._body is None and int(self.headers.get("Content-Length") or 0):
+            self.close_connection = True  # what was not read would be taken for a request
         self.end_headers()
         with contextlib.suppress(OSError):  # a client that heard enough hangs up
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
             self.wfile.flush()
         if length is not None:
             self.close_connection = True

@@ -164,6 +164,12 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def is_foreign(media_type: str) -> bool:
+    """Whether content of this type is not kept in registries (layers that only a vendor hands
+    out)."""
+    return _FOREIGN.fullmatch(media_type) is not None
+
+
 def parse_manifest(data: bytes, media_type: str | None = None) -> Index | Manifest:
     """An index or a manifest; `media_type` (an HTTP header's) is used when the JSON has none.
 
@@ -264,26 +270,27 @@ def _decode(data: bytes, kind: type[Any], what: str) -> Any:
 
 def _checked_index(index: Index) -> Index:
     for entry in index.manifests:
-        _check_descriptor(entry)
+        check_descriptor(entry)
     return index
 
 
 def _checked_manifest(manifest: Manifest) -> Manifest:
-    _check_descriptor(manifest.config)
+    check_descriptor(manifest.config)
     if manifest.config.media_type not in CONFIG_TYPES:
         raise MediaError(
             f"it is no container image: its config is of type {manifest.config.media_type}"
         )
     for layer in manifest.layers:
-        _check_descriptor(layer)
-        if _FOREIGN.fullmatch(layer.media_type):
+        check_descriptor(layer)
+        if is_foreign(layer.media_type):
             raise MediaError(f"layer {layer.short} is not distributed by registries (foreign)")
         if not LAYER_TYPES.fullmatch(layer.media_type):
             raise MediaError(f"layer {layer.short} is of unknown type {layer.media_type}")
     return manifest
 
 
-def _check_descriptor(descriptor: Descriptor) -> None:
+def check_descriptor(descriptor: Descriptor) -> None:
+    """Raises MediaError: its digest is no SHA-256, or its size is impossible."""
     if not is_digest(descriptor.digest):
         raise MediaError(f"{descriptor.digest[:80]!r} is not a SHA-256 digest")
     if not 0 <= descriptor.size <= _MAX_SIZE:

@@ -6,13 +6,13 @@ config; a tag names one image; removing a name untags, removing the last name re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from wherry.errors import Conflict, ImageNotFound, StorageError
-from wherry.images.auth import Credentials, credentials_from_fields
+from wherry.images.clients import Auth, Registries
 from wherry.images.convert import OWN_PROCESS_BYTES
+from wherry.images.distribution import Distribution
 from wherry.images.finding import Finder, no_such_image
 from wherry.images.history import HistoryEntry, history_of
 from wherry.images.image import Image, image_of
@@ -34,13 +34,12 @@ from wherry.images.reference import (
     parse_reference,
     parse_tagged,
 )
-from wherry.images.registry import RegistryClient
+from wherry.images.remotes import Remotes
 from wherry.images.retry import RetryPolicy
 from wherry.images.store_db import LayerRow, StoreDb
 from wherry.images.taking import take
 from wherry.images.transport import Transport
 from wherry.images.trust import default_trust
-from wherry.logins import Logins
 from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -58,6 +57,9 @@ class ImageStore:
         retry: how patient registry transfers are.
         own_process_bytes: as `LayerStore`'s.
 
+    Attributes:
+        distribution: registries, beside pulling.
+
     All methods raise StorageError when the disk is full or the store is damaged.
     """
 
@@ -70,10 +72,9 @@ class ImageStore:
         retry: RetryPolicy | None = None,
         own_process_bytes: int = OWN_PROCESS_BYTES,
     ) -> None:
-        self._settings = settings
         self._limits = limits or ImageLimits()
-        self._retry = retry
         self._transport = Transport(trust=default_trust(settings.registry_ca))
+        self._registries = Registries(settings, self._transport, retry)
         with disk_errors():
             self._root = private_directory(home.root)
             self._ingest = Ingest(home.ingest)
@@ -98,6 +99,7 @@ class ImageStore:
                 self._finder,
             )
             self._parts.settle()
+        self.distribution = Distribution(self._parts, self._registries)
 
     def close(self) -> None:
         self._transport.close()
@@ -157,7 +159,7 @@ class ImageStore:
         self,
         ref: str,
         platform: str | None = None,
-        auth: Credentials | Mapping[str, Any] | None = None,
+        auth: Auth = None,
         progress: Progress | None = None,
     ) -> Image:
         """Fetch an image from its registry. Finished layers stay when a pull fails, for a day.
@@ -178,14 +180,7 @@ class ImageStore:
         if reference.is_local:
             raise no_such_image(reference)
         reporter = Reporter(progress)
-        client = RegistryClient(
-            reference.domain,
-            _credentials(reference.domain, auth),
-            transport=self._transport,
-            insecure=self._settings.insecure_registries,
-            policy=self._retry,
-            stop=reporter.stop,
-        )
+        client = self._registries.client(reference.domain, auth, reporter.stop)
         shown = reference.digest or reference.tag or ""
         with disk_errors():
             reporter.say(f"Pulling from {reference.familiar_name}", shown)
@@ -194,6 +189,9 @@ class ImageStore:
             tag = str(reference) if reference.digest is None else None
             digest = (reference.name, found.target_digest)
             is_new = take(self._parts, found, source, tag, digest, reporter)
+            if is_new:
+                blobs = [found.id, *(layer.blob for layer in found.layers)]
+                Remotes(self._db).note_sources(reference.name, blobs)
             reporter.say(f"Digest: {found.target_digest}")
             news = "Downloaded newer image" if is_new else "Image is up to date"
             reporter.say(f"Status: {news} for {reference.familiar}")
@@ -288,11 +286,3 @@ class ImageStore:
             raise StorageError(f"blob {image.manifest_digest} is no manifest")
         pairs = zip(manifest.layers, image.diff_ids, strict=True)
         return [LayerRow(diff_id, layer.digest, layer.size) for layer, diff_id in pairs]
-
-
-def _credentials(domain: str, auth: Credentials | Mapping[str, Any] | None) -> Credentials:
-    if auth is None:
-        return Logins().find(domain)
-    if isinstance(auth, Credentials):
-        return auth
-    return credentials_from_fields(auth, "X-Registry-Auth")

@@ -58,6 +58,14 @@ MIGRATIONS = (
     CREATE TABLE dropped (blob TEXT PRIMARY KEY) STRICT;
     UPDATE exported SET seq = -1
     """,
+    # Repositories that have a blob; uncompressed layers that were compressed for a push.
+    """
+    CREATE TABLE blob_sources (
+        blob TEXT NOT NULL, repository TEXT NOT NULL, time_ns INTEGER NOT NULL,
+        PRIMARY KEY (blob, repository)
+    ) STRICT;
+    CREATE TABLE compressed (diff_id TEXT PRIMARY KEY, blob TEXT NOT NULL) STRICT
+    """,
 )
 """One script per schema version, `PRAGMA user_version`. Add to the end; never change one."""
 
