@@ -70,6 +70,18 @@ class Bench:
         """A tar of Debian's root file system."""
         return debian_tar(self.cache, *packages)
 
+    @property
+    def byte_code(self) -> dict[str, str]:
+        """The environment in which Python keeps byte code, as an installation has it."""
+        prefix = os.fspath(self.work / "pycache")
+        return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": prefix}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For Python processes of a checkout that is not installed."""
+        roots = [str(ROOT), *(str(ROOT / name) for name in ("host", "guest-agent", "vm-images"))]
+        return {**os.environ, **self.byte_code, "PYTHONPATH": os.pathsep.join(roots)}
+
     def directory(self, name: str) -> Path:
         """A new directory."""
         path = self.work / name
@@ -81,8 +93,9 @@ class Bench:
         """The command line on a home of its own. Its machine ends with the block."""
         home = self.home(name)
         home.settings_file.write_text(f"memory_mib: {memory_mib}\ncpus: {CPUS}\n")
-        wherry = Wherry(home)
+        wherry = Wherry(home, extra_environment=self.byte_code)
         try:
+            wherry.run("--help", check=True)  # compiles
             yield wherry
         finally:
             wherry.run("machine", "rm", "--force", timeout=60)
@@ -103,9 +116,3 @@ def new_bench(rounds: int) -> Iterator[Bench]:
 def python(*arguments: str) -> list[str]:
     """A command line of this interpreter."""
     return [sys.executable, *arguments]
-
-
-def environment() -> dict[str, str]:
-    """For Python processes of a checkout that is not installed."""
-    roots = [str(ROOT), *(str(ROOT / name) for name in ("host", "guest-agent", "vm-images"))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..bench import Bench, environment, python
+from ..bench import Bench, python
 from ..measure import Samples, run
 from ..report import Row, Target
 
@@ -21,7 +21,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     for number in range(bench.few):
         out = bench.work / f"built-{number}"
         command = ("-m", "wherry_image", "build", "--out", str(out), "--packages", str(packages))
-        done = run(python(*command), env=environment())
+        done = run(python(*command), env=bench.environment)
         seconds.add(done.seconds)
         peak.add(done.peak_bytes / _MB)
         facts = dict(line.partition(": ")[::2] for line in done.stdout.splitlines())

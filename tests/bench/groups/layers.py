@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from needs import require
 
-from ..bench import Bench, environment, python
+from ..bench import Bench, python
 from ..measure import Finished, Samples, run
 from ..report import Row, Target
 
@@ -27,7 +27,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         image, tree = out / f"{number}.erofs", out / f"tree-{number}"
         tree.mkdir()
         command = ("-m", "tests.bench.child", "convert", str(tar), str(image))
-        done = run(python(*command), env=environment())
+        done = run(python(*command), env=bench.environment)
         entries = int(done.stdout)
         unpack = ["tar", "--numeric-owner", "--xattrs", "-xpf", str(tar), "-C", str(tree)]
         steps = [run(unpack), run([mkfs, "--quiet", str(out / f"{number}.ref"), str(tree)])]

@@ -12,7 +12,7 @@ from pathlib import Path
 from needs import require
 from registry import RunningRegistry, running_registry
 
-from ..bench import Bench, environment, python
+from ..bench import Bench, python
 from ..measure import Samples, run
 from ..report import Row
 from ..tars import cut
@@ -32,16 +32,16 @@ def rows(bench: Bench) -> Iterator[Row]:
             name = _pushed(bench, registry, directory, tar, count)
             ours, theirs = Samples(), Samples()
             for number in range(bench.rounds):
-                ours.add(_pull(bench.work / f"pull-{count}-{number}", name))
+                ours.add(_pull(bench, bench.work / f"pull-{count}-{number}", name))
                 work = bench.directory(f"unpack-{count}-{number}")
                 theirs.add(_pull_and_unpack(work, name, skopeo, umoci))
             layers = "1 layer" if count == 1 else f"the same in {count} layers"
             yield Row(f"{layers}", "s", ours, theirs, _AGAINST)
 
 
-def _pull(home: Path, name: str) -> float:
+def _pull(bench: Bench, home: Path, name: str) -> float:
     command = python("-m", "tests.bench.child", "pull", str(home), name)
-    done = run(command, env=environment())
+    done = run(command, env=bench.environment)
     shutil.rmtree(home)
     return done.seconds
 
