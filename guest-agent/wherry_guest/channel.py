@@ -303,6 +303,11 @@ class Channel:
         self._port.flush_soon()
         return event_id
 
+    @property
+    def last_unstored_event(self) -> int:
+        """The id of the newest event that the host has not stored yet; 0 when it has all."""
+        return self._conn.last_unstored_event
+
     def stream(self, id: int) -> GuestStream:
         """The stream that a call's parameters name.
 

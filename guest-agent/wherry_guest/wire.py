@@ -294,6 +294,11 @@ class Connection:
         self._post_events()
         return self._last_event
 
+    @property
+    def last_unstored_event(self) -> int:
+        """Guest: the newest event that the host has not acknowledged; 0 when there is none."""
+        return max(self._kept_events, default=0)
+
     def ack_event(self, id: int) -> None:
         """Host: the event, of this session, is stored."""
         self._unstored_events -= 1

@@ -21,7 +21,7 @@ from agent_process import Setting
 from containers_harness import SPEC, cgroup_root, make_busybox, remove_cgroups
 
 from wherry.link import AgentEvent, Link, Stream, StreamReset, open_link, unix_socket
-from wherry_guest.agent.logs import HEADER
+from wherry_guest.agent.logfile import HEADER
 
 DEADLINE = 30.0
 

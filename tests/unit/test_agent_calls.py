@@ -16,7 +16,7 @@ from wherry.errors import AgentError
 from wherry.link import StreamReset
 from wherry_guest import identity
 from wherry_guest.agent import cpio
-from wherry_guest.agent.logs import STDERR, STDOUT
+from wherry_guest.agent.logfile import STDERR, STDOUT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the agent runs on Linux")
 
@@ -88,7 +88,7 @@ def test_attach_behind_a_failing_start_is_not_found(tmp_path: Path) -> None:
         assert start.result().code == "start_failed"
         assert start.result().data["exit_code"] == 127
         assert attach.result().code == "not_found"
-        assert await host.link.call("container.list", {}) == {"containers": []}
+        assert (await host.link.call("container.list", {}))["containers"] == []
         assert host.zygote.kept == {}
 
     drive(tmp_path, scenario)
@@ -294,7 +294,7 @@ def test_remove_takes_everything_and_is_idempotent(tmp_path: Path) -> None:
             await host.link.call("container.remove", remove)
         assert not paths.data.exists()
         assert not paths.run.exists()
-        assert await host.link.call("container.list", {}) == {"containers": []}
+        assert (await host.link.call("container.list", {}))["containers"] == []
 
     drive(tmp_path, scenario)
 

@@ -12,18 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from wherry_guest.agent.logs import (
+from wherry_guest.agent.logfile import (
     CHECKPOINT_STEP,
     HEADER,
     MAX_PAYLOAD,
     STDERR,
     STDOUT,
-    Follower,
-    Log,
     LogFile,
     frame_header,
     payload_length,
 )
+from wherry_guest.agent.logs import Follower, Log
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the guest's files need pread")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="splice")

@@ -26,6 +26,11 @@ class Params:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """All of them, as they came."""
+        return self._values
+
     def text(self, name: str) -> str:
         return self._get(name, str)
 

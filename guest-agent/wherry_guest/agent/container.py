@@ -1,6 +1,7 @@
 """One container: its state machine, its files, its descriptors.
 
     starting -> running -> draining -> exited (-> starting ...)
+                              └──────> waiting (a policy starts it again) -> starting
 
 Rules: `state.json` is written before PID 1 is asked for anything, so that a new agent can take
 every process over; the exit is stored (data disk and state.json) before it is told; only then PID 1
@@ -10,6 +11,7 @@ forgets.
 from __future__ import annotations
 
 import enum
+import errno
 import json
 import os
 import signal
@@ -17,9 +19,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from wherry_guest.agent.health import Check, Health
 from wherry_guest.agent.kernel import TIOCSWINSZ, big_pipe, ioctl, write_atomically
-from wherry_guest.agent.logs import STDERR, STDOUT, Log
+from wherry_guest.agent.logfile import STDERR, STDOUT, Limits
+from wherry_guest.agent.logs import Log, Output, Unlogged
 from wherry_guest.agent.paths import ContainerPaths
+from wherry_guest.agent.request import NONE, Options, Request
+from wherry_guest.agent.restart import Restarts
 from wherry_guest.agent.stdio import LogPump, Stdin
 from wherry_guest.agent.tasks import Promise
 from wherry_guest.channel import CallError
@@ -29,23 +35,19 @@ from wherry_guest.zygote import Exited, Started
 _os: Final[Any] = os
 _signal: Final[Any] = signal
 
+EXIT_PATIENCE: Final = 10.0
+"""Seconds that an ended container's output may take to find its place (a full disk, a reader that
+does not read, somebody outside who holds the pipe); then it ends without."""
+
 
 class Status(enum.Enum):
     STARTING = "starting"
     RUNNING = "running"
     DRAINING = "draining"
     """The process is gone, its output is not all in the log."""
+    WAITING = "waiting"
+    """Its policy will start it again."""
     EXITED = "exited"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What of a start request outlives the start."""
-
-    tty: bool
-    open_stdin: bool
-    stdin_once: bool
-    lowerdirs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Exit:
     started_ns: int
     finished_ns: int
     log_bytes: int
+    log_lost: int = 0
+    restarting: bool = False
+    restart_count: int = 0
+    error: str = ""
+    health: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,15 @@ class Container:
         self.pid = 0
         self.started_ns = 0
         self.exit: Exit | None = None
-        self.log = Log(paths.log, closed=True)
+        self.log: Output = Log(paths.log, closed=True)
+        self.restarts = Restarts()
+        self.waits_until = 0.0
+        """When WAITING ends, by the loop's clock, which counts in the machine's life."""
+        self.request: Request | None = None
+        """What a policy starts again; None where there is none."""
+        self.check: Check | None = None
+        self.health: Health | None = None
+        self.paused = False
         self.stdin: Stdin | None = None
         self.stdio: Stdio | None = None
         self.started: Promise[None] = Promise()
@@ -136,14 +151,32 @@ class Container:
         """Whether a process of it was ever started."""
         return self.paths.log.exists()
 
-    def begin(self, options: Options) -> None:
+    def begin(self, request: Request, lowerdirs: tuple[str, ...]) -> None:
         """A start was asked for; what follows is `has_started` or `start_failed`."""
         self.status = Status.STARTING
-        self.options = options
+        self.options = request.options(lowerdirs)
+        self.check = request.check
+        if self.check is not None:
+            self.health = self.health or Health()
+            self.health.restart()
+        else:
+            self.health = None
+        self.log = self._make_log(request.reader_expected)
+        self.keep_request(request)
         self.started = Promise()
         self.exited = Promise()
         self.ending = None
         self.save()
+
+    def keep_request(self, request: Request) -> None:
+        """What its policy starts from now on; kept only where there is one."""
+        self.paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.restarts.policy.active:
+            self.request = request
+            write_atomically(self.paths.request, json.dumps(dict(request.params)))
+        else:
+            self.request = None
+            self.paths.request.unlink(missing_ok=True)
 
     def has_started(
         self, message: Started, stdio: Stdio, on_stdin_closed: Callable[[], None]
@@ -185,23 +218,23 @@ class Container:
         """PID 1 has reaped it: wait for the last of its output."""
         self.status = Status.DRAINING
         self.ending = message
+        self.paused = False
         if self.stdin is not None:
             self.stdin.close()
             self.stdin = None
         self._drained()
+        if self.status is Status.DRAINING:
+            self._loop.call_later(EXIT_PATIENCE, lambda: self._give_up_output(message))
 
-    def give_up_output(self) -> None:
-        """Somebody outside still holds its stdout: what is there is all that counts."""
-        for pump in self._pumps:
-            pump.give_up()
+    @property
+    def log_lost(self) -> int:
+        """Bytes of its output that found no place."""
+        return sum(pump.lost for pump in self._pumps)
 
     def finished(self, exit: Exit) -> None:
         """All output is in the log: store the exit, end the readers."""
-        self.status = Status.EXITED
-        self.exit = exit
         self.pid = 0
-        write_atomically(self.paths.exit, json.dumps(asdict(exit)))
-        self.save()
+        self.set_exit(exit)
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -210,6 +243,19 @@ class Container:
             self._terminal = -1
         self.log.finish()
         self.exited.resolve(None)
+
+    def set_exit(self, exit: Exit) -> None:
+        """Store how it ended, and whether that is its end."""
+        self.status = Status.WAITING if exit.restarting else Status.EXITED
+        self.exit = exit
+        try:
+            write_atomically(self.paths.exit, json.dumps(asdict(exit)))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # A full disk: state.json has it in this boot, and the engine for good.
+            self.paths.exit.unlink(missing_ok=True)
+        self.save()
 
     def kill(self, number: int) -> None:
         """Send a signal to the container's first process.
@@ -242,25 +288,29 @@ class Container:
 
     def log_bytes(self) -> int:
         """The log's size; of an ended container without opening the log."""
-        if self.alive:
-            return self.log.file.size
-        if self.exit is not None:
+        if self.exit is not None and self.status in (Status.EXITED, Status.WAITING):
             return self.exit.log_bytes
-        try:
-            return (self.paths.log / "log").stat().st_size
-        except FileNotFoundError:
-            return 0
+        return self.log.end_offset()
 
     def listed(self) -> dict[str, Any]:
         """As in `container.list`."""
         return {
             "id": self.id,
-            "status": "running" if self.alive else "exited",
+            "status": self._listed_status(),
             "pid": self.pid,
             "started_ns": self.started_ns,
             "exit": None if self.exit is None else asdict(self.exit),
             "log_bytes": self.log_bytes(),
+            "restart_count": self.restarts.count,
+            "health": None if self.health is None else self.health.as_json(),
         }
+
+    def _listed_status(self) -> str:
+        if self.status is Status.WAITING:
+            return "restarting"
+        if self.paused:
+            return "paused"
+        return "running" if self.alive else "exited"
 
     def save(self) -> None:
         """Write state.json, for a new agent."""
@@ -271,8 +321,17 @@ class Container:
             "pid": self.pid,
             "started_ns": self.started_ns,
             "exit": None if self.exit is None else asdict(self.exit),
+            "restarts": self.restarts.saved(),
+            "waits_until": self.waits_until,
+            "paused": self.paused,
+            "check": None if self.check is None else asdict(self.check),
         }
         write_atomically(self.paths.state, json.dumps(state))
+
+    def save_health(self) -> None:
+        """Write health.json, for a new agent: with its outputs it is too big for each state."""
+        if self.health is not None:
+            write_atomically(self.paths.health, json.dumps(self.health.as_json()))
 
     def load(self) -> None:
         """Take what a former agent, or a former boot, has left on the disks."""
@@ -283,10 +342,36 @@ class Container:
             return
         state = json.loads(self.paths.state.read_text(encoding="utf-8"))
         options = state["options"]
-        self.options = Options(**{**options, "lowerdirs": tuple(options["lowerdirs"])})
+        # An agent of an earlier version wrote less.
+        lowerdirs, limits = tuple(options["lowerdirs"]), Limits(**options.get("limits", {}))
+        self.options = Options(**{**options, "lowerdirs": lowerdirs, "limits": limits})
         self.status = Status(state["status"])
         self.pid = state["pid"]
         self.started_ns = state["started_ns"] or self.started_ns
+        if self.exit is None and state["exit"] is not None:
+            self.exit = Exit(**state["exit"])
+        if "restarts" in state:
+            self.restarts = Restarts.load(state["restarts"])
+        self.waits_until = state.get("waits_until", 0.0)
+        self.paused = state.get("paused", False)
+        self.log = self._make_log(reader_expected=False)
+        self._load_policies(state)
+
+    def _load_policies(self, state: dict[str, Any]) -> None:
+        if self.paths.request.exists():
+            self.request = Request.read(json.loads(self.paths.request.read_text(encoding="utf-8")))
+        if state.get("check") is not None:
+            self.check = Check(**state["check"])
+            self.health = Health()
+            if self.paths.health.exists():
+                text = self.paths.health.read_text(encoding="utf-8")
+                self.health = Health.load(json.loads(text))
+
+    def _make_log(self, reader_expected: bool) -> Output:
+        if self.options.driver == NONE:
+            size = self.log.end_offset()
+            return Unlogged(self._loop, self.paths.log, size, reader_expected)
+        return Log(self.paths.log, closed=True, limits=self.options.limits)
 
     def _stored_exit(self) -> Exit | None:
         """The last exit, from the data disk.
@@ -310,6 +395,11 @@ class Container:
     def _drained(self) -> None:
         if self.status is Status.DRAINING and all(pump.done for pump in self._pumps):
             self._on_drained(self)
+
+    def _give_up_output(self, ending: Exited) -> None:
+        if self.ending is ending and self.status is Status.DRAINING:
+            for pump in self._pumps:
+                pump.give_up()
 
     def _open_pidfd(self) -> None:
         try:

@@ -9,28 +9,25 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from wherry_guest.agent.calls import Answer, Params, one_line
 from wherry_guest.agent.children import sleep
-from wherry_guest.agent.container import (
-    Container,
-    Exit,
-    Options,
-    Status,
-    Stdio,
-    read_exit_code,
-)
+from wherry_guest.agent.container import Container, Exit, Status, Stdio, read_exit_code
 from wherry_guest.agent.kernel import is_safe_name, kill_cgroup, remove_cgroup
 from wherry_guest.agent.layers import LayerError, Layers
+from wherry_guest.agent.lives import Lives, is_frozen
 from wherry_guest.agent.oom import OomWatcher, oom_kills
 from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.probes import Probes
+from wherry_guest.agent.request import NONE, Request, with_size
+from wherry_guest.agent.restart import Restarts
 from wherry_guest.agent.tasks import run
 from wherry_guest.agent.trash import Trash
 from wherry_guest.channel import CallError, Channel, GuestStream
-from wherry_guest.loop import Loop
+from wherry_guest.loop import Loop, Timer
 from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote
 
 _os: Final[Any] = os
@@ -42,44 +39,11 @@ _STDIN: Final = "stdin:"
 _OUTPUT: Final = "output:"
 """What PID 1 keeps for a container: where its stdin is written to, where its output is read."""
 
-FILES: Final = ("hosts", "hostname", "resolv.conf")
-
 CGROUP_TRIES: Final = 50
 """Times (10 ms apart) that an ended container's cgroup is given to become empty."""
 
 LOST_START: Final = 30.0
 """Seconds that a new agent waits for the outcome of a start which the old one had begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A start, checked."""
-
-    id: str
-    spec: dict[str, Any]
-    layers: list[str]
-    tty: bool
-    open_stdin: bool
-    stdin_once: bool
-    files: dict[str, str]
-    size: tuple[int, int] | None
-
-    @classmethod
-    def read(cls, params: Params) -> _Request:
-        files = params.optional_mapping("files") or {}
-        for name, text in files.items():
-            if name not in FILES or not isinstance(text, str):
-                raise CallError("invalid", f"files may hold the texts of {', '.join(FILES)}")
-        return cls(
-            id=params.identifier("id"),
-            spec=params.mapping("spec"),
-            layers=params.items("layers", str),
-            tty=params.flag("tty"),
-            open_stdin=params.flag("open_stdin"),
-            stdin_once=params.flag("stdin_once"),
-            files=files,
-            size=read_size(params),
-        )
 
 
 class Containers:
@@ -104,7 +68,10 @@ class Containers:
         self._channel = channel
         self._trash = Trash(loop, paths.trash)
         self._oom = OomWatcher(loop)
+        self._lives = Lives(loop, zygote, channel)
         self._containers: dict[str, Container] = {}
+        self._timers: dict[str, Timer] = {}
+        self._closing = False
         self._on_exit: Callable[[str], None] = lambda id: None
 
     def on_exit(self, callback: Callable[[str], None]) -> None:
@@ -115,10 +82,12 @@ class Containers:
 
     async def start(self, params: Params) -> Answer:
         """`container.start`; a repeat for one that runs is answered as the first one was."""
-        request = _Request.read(params)
+        request = Request.read(params.values)
         container = self._containers.get(request.id)
-        if container is None or container.status is Status.EXITED:
-            container = self._begin(request, container or self._make(request.id))
+        if container is None or container.status in (Status.EXITED, Status.WAITING):
+            container = container or self._make(request.id)
+            container.restarts = Restarts(request.policy)
+            self._begin(request, container)
             await self._launch(request, container)
         await container.started
         return {"pid": container.pid, "started_ns": container.started_ns}
@@ -141,10 +110,60 @@ class Containers:
             stream.on_data(lambda data: None)  # gives the credit back; nobody reads it
         return {"offset": offset, "running": container.alive}
 
-    def kill(self, params: Params) -> Answer:
+    async def kill(self, params: Params) -> Answer:
         """`container.kill`."""
-        self._named(params).kill(params.number("signal"))
+        container, number = self._named(params), params.number("signal")
+        final = params.flag("final")
+        restarts = container.restarts
+        restarts.by_user = restarts.by_user or params.flag("by_user")
+        restarts.ended = restarts.ended or final
+        if container.status is Status.STARTING:
+            await container.started
+        if container.status is Status.WAITING:
+            if final:
+                self._end_waiting(container)
+            return {"unpaused": False}
+        container.kill(number)
+        unpaused = container.paused and final
+        if unpaused:
+            await self._lives.unpause(container)
+        elif restarts.policy.active:
+            container.save()
+        return {"unpaused": unpaused}
+
+    async def pause(self, params: Params) -> Answer:
+        """`container.pause`; a repeat is fine."""
+        await self._lives.pause(self._running(params))
         return None
+
+    async def unpause(self, params: Params) -> Answer:
+        """`container.unpause`; a repeat is fine."""
+        await self._lives.unpause(self._running(params))
+        return None
+
+    def update(self, params: Params) -> Answer:
+        """`container.update`."""
+        from wherry_guest.agent.limits import apply  # here: it brings the whole spec with it
+
+        container = self._named(params)
+        if not container.alive:
+            raise CallError("conflict", f"container {container.id} is not running")
+        request = Request.read(params.mapping("start"))
+        if request.id != container.id:
+            raise CallError("invalid", f"start is {request.id}'s, not {container.id}'s")
+        if container.running and (resources := params.optional_mapping("resources")) is not None:
+            apply(container.paths.cgroup, resources)
+        container.restarts.policy = request.policy
+        container.keep_request(request)
+        container.save()
+        if container.status is Status.WAITING and not request.policy.active:
+            self._end_waiting(container)
+        return None
+
+    def health(self, params: Params) -> Answer:
+        """`container.health`."""
+        health = self._named(params).health
+        return {"health": None if health is None else health.as_json()}
 
     def resize(self, params: Params) -> Answer:
         """`container.resize`."""
@@ -154,7 +173,10 @@ class Containers:
     def list_all(self, params: Params) -> Answer:
         """`container.list`."""
         ids = sorted(self._containers)
-        return {"containers": [self._containers[id].listed() for id in ids]}
+        return {
+            "containers": [self._containers[id].listed() for id in ids],
+            "after_event": self._channel().last_unstored_event,
+        }
 
     def remove(self, params: Params) -> Answer:
         """`container.remove`; the deleting itself goes on after the answer."""
@@ -177,7 +199,25 @@ class Containers:
             raise CallError("not_found", f"there is no container {id}")
         if not container.running:
             raise CallError("conflict", f"container {id} is not running")
+        if container.paused:
+            raise CallError("conflict", f"container {id} is paused")
         return container
+
+    def find(self, id: str) -> Container | None:
+        return self._containers.get(id)
+
+    @property
+    def probes(self) -> Probes:
+        return self._lives.probes
+
+    async def close(self) -> None:
+        """At the machine's shutdown: no policy starts anything again, and nothing is paused."""
+        self._closing = True
+        for container in self.alive():
+            if container.status is Status.WAITING:
+                self._end_waiting(container)
+            elif container.paused:
+                await self._lives.unpause(container)
 
     def alive(self) -> list[Container]:
         return [container for container in self._containers.values() if container.alive]
@@ -195,8 +235,10 @@ class Containers:
         stdio = container.stdio
         if stdio is None:
             raise LookupError(f"PID 1 started {id}, which has no descriptors")
+        container.paused = container.paused and is_frozen(container.paths.cgroup)
         container.has_started(message, stdio, lambda: self._zygote.drop(_STDIN + id))
         self._watch_memory(container)
+        self._lives.watch(container)
 
     def spawn_failed(self, id: str, message: SpawnFailed) -> None:
         container = self._containers[id]
@@ -209,6 +251,7 @@ class Containers:
 
     def ended(self, id: str, message: Exited) -> None:
         container = self._containers[id]
+        self._lives.unwatch(container)
         container.process_gone(message)
         self._on_exit(id)
 
@@ -234,6 +277,10 @@ class Containers:
         for container in self._containers.values():
             if not container.alive:
                 continue
+            if container.status is Status.WAITING:
+                self._layers.hold_again(KEY + container.id, container.options.lowerdirs)
+                self._wait(container)
+                continue
             names = (_STDIN + container.id, _OUTPUT + container.id)
             stdin, outputs = (kept.get(name, []) for name in names)
             unused.difference_update(names)
@@ -258,17 +305,18 @@ class Containers:
         self._containers[id] = container
         return container
 
-    def _begin(self, request: _Request, container: Container) -> Container:
+    def _begin(self, request: Request, container: Container) -> None:
         """From here on the container is `starting`, for every other call too."""
         try:
             lowerdirs = self._layers.hold(KEY + request.id, request.layers)
         except LayerError as error:
             self._forget_unborn(container)
             raise CallError("conflict", str(error)) from error
-        container.begin(Options(request.tty, request.open_stdin, request.stdin_once, lowerdirs))
-        return container
+        if (timer := self._timers.pop(container.id, None)) is not None:
+            timer.cancel()
+        container.begin(request, lowerdirs)
 
-    async def _launch(self, request: _Request, container: Container) -> None:
+    async def _launch(self, request: Request, container: Container) -> None:
         """Make what the process needs and ask PID 1 for it."""
         try:
             await self._cgroup_removed(container)
@@ -330,6 +378,11 @@ class Containers:
         if ending is None:
             raise LookupError(f"{container.id} is drained but has not ended")
         code, number = read_exit_code(ending.status)
+        ran = max(0, ending.time_ns - container.started_ns) / 1e9
+        delay = None if self._closing else container.restarts.after_exit(code, ran)
+        if container.oom_watch is not None:
+            self._oom.unwatch(container.oom_watch)  # tells what it has not told yet
+            container.oom_watch = None
         exit = Exit(
             id=container.id,
             exit_code=code,
@@ -338,16 +391,66 @@ class Containers:
             started_ns=container.started_ns,
             finished_ns=ending.time_ns,
             log_bytes=container.log.size,
+            log_lost=container.log_lost,
+            restarting=delay is not None,
+            restart_count=container.restarts.count,
+            health=None if container.health is None else container.health.as_json(),
         )
+        if delay is None:
+            self._layers.release(KEY + container.id)
+        else:
+            container.waits_until = self._loop.time() + delay
         container.finished(exit)
-        if container.oom_watch is not None:
-            self._oom.unwatch(container.oom_watch)
-        self._layers.release(KEY + container.id)
         self._channel().emit("container.exit", asdict(exit))
         self._zygote.drop(_STDIN + container.id)
         self._zygote.drop(_OUTPUT + container.id)
         self._zygote.forget(KEY + container.id)
         run(self._cgroup_removed(container))  # when it fails, the next start says so
+        if delay is not None:
+            self._wait(container)
+
+    # Starting again.
+
+    def _wait(self, container: Container) -> None:
+        def due() -> None:
+            self._timers.pop(container.id, None)
+            if container.status is Status.WAITING:
+                done = run(self._start_again(container))
+                done.when_settled(done.result)  # a failure is a bug, for the loop's hook
+
+        seconds = max(0.0, container.waits_until - self._loop.time())
+        self._timers[container.id] = self._loop.call_later(seconds, due)
+
+    async def _start_again(self, container: Container) -> None:
+        """As the policy wants it; a start that fails is the end, as with Docker."""
+        request, exit = container.request, container.exit
+        if request is None or exit is None:
+            raise LookupError(f"{container.id} waits for a start that nobody has asked for")
+        try:
+            self._begin(request, container)
+            await self._launch(request, container)
+            await container.started
+        except CallError as error:
+            container.exit = exit
+            code = (error.data or {}).get("exit_code", 125)
+            self._end_waiting(container, exit_code=code, error=error.message)
+            return
+        started = {
+            "id": container.id,
+            "pid": container.pid,
+            "started_ns": container.started_ns,
+            "restart_count": container.restarts.count,
+        }
+        self._channel().emit("container.started", started)
+
+    def _end_waiting(self, container: Container, **changes: Any) -> None:
+        """It will not start again: its last exit was its end, which is told once more."""
+        if (timer := self._timers.pop(container.id, None)) is not None:
+            timer.cancel()
+        if container.exit is not None:
+            container.set_exit(replace(container.exit, restarting=False, **changes))
+            self._channel().emit("container.exit", asdict(container.exit))
+        self._layers.release(KEY + container.id)
 
     async def _cgroup_removed(self, container: Container) -> None:
         """What PID 1 has reaped leaves its cgroup a moment later.
@@ -365,9 +468,17 @@ class Containers:
 
     def _watch_memory(self, container: Container) -> None:
         def killed() -> None:
-            self._channel().emit("container.oom", {"id": container.id})
+            kills = oom_kills(container.paths.memory_events)
+            told = {"id": container.id, "started_ns": container.started_ns, "kills": kills}
+            self._channel().emit("container.oom", told)
 
         container.oom_watch = self._oom.watch(container.paths.memory_events, killed)
+
+    def _running(self, params: Params) -> Container:
+        container = self._named(params)
+        if not container.running:
+            raise CallError("conflict", f"container {container.id} is not running")
+        return container
 
     def _named(self, params: Params) -> Container:
         id = params.identifier("id")
@@ -377,42 +488,28 @@ class Containers:
         return container
 
 
-def read_size(params: Params) -> tuple[int, int] | None:
-    """A call's `size` as (rows, cols)."""
-    values = params.optional_mapping("size")
-    if values is None:
-        return None
-    size = Params(values)
-    return size.number("rows"), size.number("cols")
-
-
-def with_size(process: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """The OCI process object with the terminal's size in it."""
-    if size is None:
-        return dict(process)
-    return {**process, "consoleSize": {"height": size[0], "width": size[1]}}
-
-
 def connect_reader(container: Container, stream: GuestStream, offset: int, follow: bool) -> None:
     """Send the log from `offset` on to the stream."""
-    follower = container.log.follow(stream, offset, follow)
-    stream.on_writable(lambda: container.log.writable(follower))
-    stream.on_reset(lambda reason: container.log.unfollow(follower))
+    log = container.log  # its next run may have another
+    follower = log.follow(stream, offset, follow)
+    stream.on_writable(lambda: log.writable(follower))
+    stream.on_reset(lambda reason: log.unfollow(follower))
 
 
 def _offset(params: Params, container: Container) -> int:
+    """Where the log is read from; what has been rotated away is passed over."""
     origin = params.raw("from")
-    size = container.log.size
-    if origin in (None, "start"):
-        return 0
-    if origin == "now":
+    size, first = container.log.size, container.log.first
+    if origin == "now" or container.options.driver == NONE:
         return size
+    if origin in (None, "start"):
+        return first
     if isinstance(origin, int) and not isinstance(origin, bool) and 0 <= origin <= size:
-        return origin
+        return max(origin, first)
     raise CallError("invalid", f"from {origin!r} is not start, now or an offset up to {size}")
 
 
-def _completed(request: _Request, files: Mapping[str, Path]) -> dict[str, Any]:
+def _completed(request: Request, files: Mapping[str, Path]) -> dict[str, Any]:
     """The spec with the terminal's size and the mounts of the files in /etc."""
     spec = dict(request.spec)
     process = spec.get("process")

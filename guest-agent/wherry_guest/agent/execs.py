@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from wherry_guest.agent.calls import Answer, Params
 from wherry_guest.agent.container import read_exit_code, set_size
-from wherry_guest.agent.containers import Containers, read_size, with_size
+from wherry_guest.agent.containers import Containers
 from wherry_guest.agent.kernel import big_pipe
-from wherry_guest.agent.logs import STDERR, STDOUT
+from wherry_guest.agent.logfile import STDERR, STDOUT
+from wherry_guest.agent.request import read_size, with_size
 from wherry_guest.agent.stdio import Stdin, StreamPump
 from wherry_guest.agent.tasks import Promise
 from wherry_guest.channel import CallError, Channel, GuestStream

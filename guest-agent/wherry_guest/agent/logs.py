@@ -1,58 +1,37 @@
-"""A container's log: a file of frames, and the readers that follow it.
+"""A container's log and the readers that follow it; or, with driver `none`, the readers alone.
 
 Rules:
 
-- *The log is the truth.* A frame is in the file before anybody is sent it; offsets count its bytes.
-- *Nothing is lost when the agent is killed.* Output goes from pipe to file by splice(2): the kernel
-  takes out of the pipe exactly what it put into the file, whatever interrupts it. The header, which
-  states the length, is written first; a last frame that is shorter than its header says gets its
-  real length at the next opening, and what is missing is still in the pipe.
-- *A slow reader costs nothing.* Who is caught up gets a frame as it is written; who is not is
-  served from the file when his stream has credit again.
+- *The log is the truth.* A frame is in the file before anybody is sent it.
+- *A slow reader of a log costs nothing.* Who is caught up gets a frame as it is written; who is not
+  is served from the file when his stream has credit again.
+- *Without a log the slowest reader sets the pace*, and where there is none output is thrown away.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from wherry_guest.agent.kernel import bytes_available, hung_up
+from wherry_guest.agent.logfile import (
+    FULL_PAYLOAD,
+    HEADER,
+    SERVE_BYTES,
+    UNLIMITED,
+    Cursor,
+    Limits,
+    LogFile,
+    available,
+    frame_header,
+    log_end,
+)
+from wherry_guest.loop import Loop, Timer
 
-STDOUT: Final = 1
-STDERR: Final = 2
-
-HEADER: Final = struct.Struct(">BBHIQ")
-"""docs/agent-calls.md: stream, flags (0), reserved (0), payload length, time_ns."""
-
-MAX_PAYLOAD: Final = 64 * 1024
-
-FULL_PAYLOAD: Final = 60 * 1024
-"""What we put into one frame: whole pages, and with its header it fits one frame of the wire."""
-
-CHECKPOINT_STEP: Final = 1 << 20
-"""Bytes of log after which a frame boundary is noted: an opening scans no more than this."""
-
-SERVE_BYTES: Final = 256 * 1024
-"""How much one read of the file brings for a reader that is behind."""
-
-# Names of the standard library that exist on Linux only; mypy checks this file for all platforms.
-_os: Final[Any] = os
-
-
-def frame_header(stream: int, length: int, time_ns: int) -> bytes:
-    """The 16 bytes before a payload."""
-    return HEADER.pack(stream, 0, 0, length, time_ns)
-
-
-def payload_length(header: bytes) -> int | None:
-    """The length that a header states; None when these 16 bytes are no header."""
-    stream, flags, reserved, length, _ = HEADER.unpack(header)
-    if stream not in (STDOUT, STDERR) or flags or reserved or not 0 < length <= MAX_PAYLOAD:
-        return None
-    return int(length)
+FIRST_READER: Final = 5.0
+"""Seconds that a container without a log waits for the reader who is on his way."""
 
 
 class Sink(Protocol):
@@ -65,169 +44,55 @@ class Sink(Protocol):
         """Half-close."""
 
 
-class LogFile:
-    """The file. One writer; `size` is the end of the last whole frame.
-
-    Raises (all methods): OSError, from the disk.
-    """
-
-    __slots__ = ("_checkpoint", "_checkpointed", "_fd", "_notes", "size")
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(directory / "log", os.O_RDWR | os.O_CREAT | _os.O_CLOEXEC, 0o600)
-        self._checkpoint = directory / "checkpoint"
-        self._checkpointed = 0
-        self._notes = -1
-        self.size = self._recover()
-
-    def append(self, stream: int, payload: bytes, time_ns: int) -> None:
-        """Write one frame; on an error the file is as before."""
-        header = frame_header(stream, len(payload), time_ns)
-        start = self.size
-        try:
-            self._write_all(start, header + payload)
-        except OSError:
-            os.ftruncate(self._fd, start)
-            raise
-        self._committed(start + HEADER.size + len(payload))
-
-    def append_from(self, pipe: int, stream: int) -> int | None:
-        """Move what the pipe holds (at most one frame's worth) to the end of the log.
-
-        Returns:
-            The payload's length; 0: the pipe is empty now; None: it is at its end.
-
-        Raises:
-            OSError: ENOSPC and the like, and nothing was moved.
-        """
-        length = bytes_available(pipe)
-        if not length:
-            # In this order: what was written before the last writer left is seen by the second
-            # look.
-            if not hung_up(pipe):
-                return 0
-            if not (length := bytes_available(pipe)):
-                return None
-        if length > FULL_PAYLOAD:
-            length = FULL_PAYLOAD
-        start = self.size
-        payload = start + HEADER.size
-        _os.pwrite(self._fd, HEADER.pack(stream, 0, 0, length, time.time_ns()), start)
-        moved = self._splice(pipe, payload, length)
-        if moved != length:
-            self._shorten(start, moved)
-        self._committed(payload + moved)
-        return moved
-
-    def read(self, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes from `offset` on; b"" at the end."""
-        data: bytes = _os.pread(self._fd, min(limit, self.size - offset), offset)
-        return data
-
-    def close(self) -> None:
-        for fd in (self._fd, self._notes):
-            if fd >= 0:
-                os.close(fd)
-
-    def _splice(self, pipe: int, at: int, length: int) -> int:
-        """Move `length` bytes that are known to be there; fewer when the disk is full."""
-        moved = 0
-        while moved < length:
-            try:
-                moved += _os.splice(pipe, self._fd, length - moved, None, at + moved)
-            except OSError:
-                if moved:
-                    return moved  # this much is safe; the next call meets the error again
-                os.ftruncate(self._fd, at - HEADER.size)
-                raise
-        return moved
-
-    def _shorten(self, start: int, length: int) -> None:
-        stream, _, _, _, time_ns = HEADER.unpack(_os.pread(self._fd, HEADER.size, start))
-        _os.pwrite(self._fd, frame_header(stream, length, time_ns), start)
-
-    def _committed(self, size: int) -> None:
-        self.size = size
-        if size - self._checkpointed >= CHECKPOINT_STEP:
-            self._note(size)
-
-    def _note(self, boundary: int) -> None:
-        """Always in place and left open: ext4 may force what is closed to the disk."""
-        if self._notes < 0:
-            flags = os.O_WRONLY | os.O_CREAT | _os.O_CLOEXEC
-            self._notes = os.open(self._checkpoint, flags, 0o600)
-        _os.pwrite(self._notes, boundary.to_bytes(8, "big"), 0)
-        self._checkpointed = boundary
-
-    def _write_all(self, at: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = _os.pwrite(self._fd, view, at)
-            at += written
-            view = view[written:]
-
-    def _recover(self) -> int:
-        """Find the end of the last whole frame and cut or shorten what comes after it."""
-        end = os.fstat(self._fd).st_size
-        checkpoint = 0
-        if self._checkpoint.exists():
-            checkpoint = int.from_bytes(self._checkpoint.read_bytes(), "big")
-        if checkpoint > end:
-            checkpoint = 0  # the machine lost power, and the log's own end with it
-        self._checkpointed = checkpoint
-        good = self._scan(checkpoint, end)
-        if good == checkpoint != end:
-            good = self._scan(0, end)  # not one frame there: what was noted is no boundary
-        header = _os.pread(self._fd, HEADER.size, good)
-        if len(header) == HEADER.size and payload_length(header) is not None:
-            have = end - good - HEADER.size
-            if have > 0:
-                self._shorten(good, have)
-                return end
-        os.ftruncate(self._fd, good)
-        return good
-
-    def _scan(self, position: int, end: int) -> int:
-        """The offset of the first frame that is not whole, or `end`."""
-        block, base = b"", position
-        while position + HEADER.size <= end:
-            at = position - base
-            if at + HEADER.size > len(block):
-                block, base, at = _os.pread(self._fd, SERVE_BYTES, position), position, 0
-            length = payload_length(block[at : at + HEADER.size])
-            if length is None or position + HEADER.size + length > end:
-                return position
-            position += HEADER.size + length
-        return position
-
-
 class Follower:
-    """One reader of a log. `offset` is what he has been sent up to."""
+    """One reader. `cursor` is his place in a log, None where there is no log."""
 
-    __slots__ = ("blocked", "follow", "offset", "sink", "stop_at")
+    __slots__ = ("blocked", "cursor", "follow", "sink", "stop_at")
 
-    def __init__(self, sink: Sink, offset: int, follow: bool, stop_at: int) -> None:
+    def __init__(self, sink: Sink, cursor: Cursor | None, follow: bool, stop_at: int) -> None:
         self.sink = sink
-        self.offset = offset
+        self.cursor = cursor
         self.follow = follow
         self.stop_at = stop_at
         """Without `follow`: the log's end when he came."""
         self.blocked = False
 
 
+class Output(Protocol):
+    """What a container's output goes into: a `Log`, or an `Unlogged`."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def ready(self) -> bool: ...
+    def when_ready(self, callback: Callable[[], None]) -> None: ...
+    def take(self, pipe: int, stream: int) -> int | None: ...
+    def follow(self, sink: Sink, offset: int, follow: bool) -> Follower: ...
+    def unfollow(self, follower: Follower) -> None: ...
+    def writable(self, follower: Follower) -> None: ...
+    def start(self) -> None: ...
+    def finish(self) -> None: ...
+    def abandon(self) -> None: ...
+    def end_offset(self) -> int: ...
+
+
 class Log:
-    """A container's log file with its followers; opened when it is needed.
+    """A container's log with its followers; opened when it is needed.
 
     Args:
         directory: where the file is, or will be.
         closed: the container does not run: nothing is written for now.
     """
 
-    __slots__ = ("_directory", "_file", "_followers", "closed")
+    __slots__ = ("_directory", "_file", "_followers", "_limits", "closed")
 
-    def __init__(self, directory: Path, closed: bool) -> None:
+    ready: Final = True
+
+    def __init__(self, directory: Path, closed: bool, limits: Limits = UNLIMITED) -> None:
         self._directory = directory
+        self._limits = limits
         self._file: LogFile | None = None
         self._followers: list[Follower] = []
         self.closed = closed
@@ -235,16 +100,38 @@ class Log:
     @property
     def file(self) -> LogFile:
         if self._file is None:
-            self._file = LogFile(self._directory)
+            self._file = LogFile(self._directory, self._limits)
         return self._file
 
     @property
     def size(self) -> int:
         return self.file.size
 
+    @property
+    def first(self) -> int:
+        """The offset of the oldest frame that is left."""
+        return self.file.first
+
+    def end_offset(self) -> int:
+        """The size, without opening what is not open."""
+        return log_end(self._directory) if self._file is None else self._file.size
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """A log takes output at any time."""
+        callback()
+
+    def take(self, pipe: int, stream: int) -> int | None:
+        """As `LogFile.append_from`, and to who follows."""
+        file = self.file
+        start = file.size
+        moved = file.append_from(pipe, stream)
+        if moved:
+            self.appended(start)
+        return moved
+
     def follow(self, sink: Sink, offset: int, follow: bool) -> Follower:
         """Serve `sink` from `offset` on: to the log's present end, or until the container's."""
-        follower = Follower(sink, offset, follow, stop_at=self.file.size)
+        follower = Follower(sink, Cursor(self.file, offset), follow, self.file.size)
         self._followers.append(follower)
         self.serve(follower)
         return follower
@@ -253,6 +140,8 @@ class Log:
         """Forget a reader that went away."""
         if follower in self._followers:
             self._followers.remove(follower)
+            if follower.cursor is not None:
+                follower.cursor.close()
         self._close_when_idle()
 
     def writable(self, follower: Follower) -> None:
@@ -266,20 +155,24 @@ class Log:
             return
         frame: bytes | None = None
         for follower in self._followers[:]:
-            if follower.offset == start and not follower.blocked and follower.follow:
+            cursor = follower.cursor
+            if cursor is None or follower.blocked or not follower.follow:
+                continue
+            if cursor.offset == start:
                 if frame is None:
                     frame = self.file.read(start, self.file.size - start)
-                follower.offset += len(frame)
+                cursor.offset += len(frame)
                 follower.blocked = not follower.sink.write(frame)
 
     def serve(self, follower: Follower) -> None:
         """Send from the file until he is caught up or his stream takes no more."""
+        cursor = follower.cursor
+        if cursor is None or follower not in self._followers:
+            return
         goal = self.file.size if follower.follow else follower.stop_at
-        while follower.offset < goal and not follower.blocked:
-            data = self.file.read(follower.offset, min(SERVE_BYTES, goal - follower.offset))
-            follower.offset += len(data)
-            follower.blocked = not follower.sink.write(data)
-        if follower.offset >= goal and (self.closed or not follower.follow):
+        while cursor.offset < goal and not follower.blocked:
+            follower.blocked = not follower.sink.write(cursor.read(SERVE_BYTES, goal))
+        if cursor.offset >= goal and (self.closed or not follower.follow):
             self.unfollow(follower)
             follower.sink.end()
 
@@ -298,10 +191,114 @@ class Log:
     def abandon(self) -> None:
         """Close the file whoever is reading, at the machine's shutdown."""
         self.closed = True
-        self._followers.clear()
+        for follower in self._followers[:]:
+            self.unfollow(follower)
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
         if self.closed and not self._followers and self._file is not None:
             self._file.close()
             self._file = None
+
+
+class Unlogged:
+    """A container's readers without a log. `size` goes on counting, as a log's offsets would.
+
+    Args:
+        expected: a reader is on his way: nothing is taken out of the pipes until he is there.
+    """
+
+    def __init__(self, loop: Loop, directory: Path, size: int, expected: bool) -> None:
+        self._loop = loop
+        self._directory = directory
+        self.size = size
+        self._followers: list[Follower] = []
+        self._waiting: list[Callable[[], None]] = []
+        self._expected = expected
+        self._timer: Timer | None = None
+        self.closed = True
+
+    @property
+    def first(self) -> int:
+        return self.size
+
+    @property
+    def ready(self) -> bool:
+        return not self._expected and not any(it.blocked for it in self._followers)
+
+    def end_offset(self) -> int:
+        return self.size
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once output can be taken; at once when it can."""
+        if self.ready:
+            callback()
+        else:
+            self._waiting.append(callback)
+
+    def take(self, pipe: int, stream: int) -> int | None:
+        """Move what the pipe holds (at most one frame's worth) to the readers.
+
+        Returns:
+            The payload's length; 0: the pipe is empty now; None: it is at its end.
+        """
+        length = available(pipe)
+        if not length:
+            return length
+        data = os.read(pipe, min(length, FULL_PAYLOAD))
+        self.size += HEADER.size + len(data)
+        if self._followers:
+            frame = frame_header(stream, len(data), time.time_ns()) + data
+            for follower in self._followers[:]:
+                follower.blocked = not follower.sink.write(frame) or follower.blocked
+        return len(data)
+
+    def follow(self, sink: Sink, offset: int, follow: bool) -> Follower:
+        """Send `sink` what comes from now on."""
+        follower = Follower(sink, None, follow, self.size)
+        if self.closed or not follow:
+            sink.end()
+            return follower
+        self._followers.append(follower)
+        self._arrived()
+        return follower
+
+    def unfollow(self, follower: Follower) -> None:
+        if follower in self._followers:
+            self._followers.remove(follower)
+            self._wake()
+
+    def writable(self, follower: Follower) -> None:
+        follower.blocked = False
+        self._wake()
+
+    def start(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # says that it has run
+        self.closed = False
+        if self._expected:
+            self._timer = self._loop.call_later(FIRST_READER, self._arrived)
+
+    def finish(self) -> None:
+        self.closed = True
+        self._arrived()
+        followers, self._followers = self._followers, []
+        for follower in followers:
+            follower.sink.end()
+        self._wake()
+
+    def abandon(self) -> None:
+        self.closed = True
+        self._followers.clear()
+
+    def _arrived(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._expected = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self.ready:
+            return
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()

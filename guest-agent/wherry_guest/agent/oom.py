@@ -53,7 +53,8 @@ class OomWatcher:
         return watch
 
     def unwatch(self, watch: int) -> None:
-        """The kernel drops its part by itself when the cgroup is removed."""
+        """Look once more, then forget; the kernel drops its part with the cgroup."""
+        self._look(watch)
         self._watched.pop(watch, None)
 
     def _changed(self) -> None:
@@ -62,12 +63,17 @@ class OomWatcher:
             int.from_bytes(data[at : at + 4], "little", signed=True)
             for at in range(0, len(data), _EVENT_BYTES)
         }
-        for watch in changed & self._watched.keys():
-            watched = self._watched[watch]
-            kills = oom_kills(watched.file)
-            if kills > watched.kills:
-                watched.kills = kills
-                watched.on_kill()
+        for watch in changed:
+            self._look(watch)
+
+    def _look(self, watch: int) -> None:
+        watched = self._watched.get(watch)
+        if watched is None:
+            return
+        kills = oom_kills(watched.file)
+        if kills > watched.kills:
+            watched.kills = kills
+            watched.on_kill()
 
 
 def oom_kills(memory_events: Path) -> int:

@@ -37,6 +37,15 @@ class ContainerPaths:
         return self.run / "state.json"
 
     @property
+    def request(self) -> Path:
+        """What a restart policy starts again: the parameters of `container.start`."""
+        return self.run / "request.json"
+
+    @property
+    def health(self) -> Path:
+        return self.run / "health.json"
+
+    @property
     def memory_events(self) -> Path:
         return self.cgroup / "memory.events"
 

@@ -44,6 +44,7 @@ async def shut_down(
     timeout: float,
 ) -> None:
     """Stop what runs (SIGTERM, after `timeout` seconds SIGKILL), sync, unmount, power off."""
+    await containers.close()
     for container in containers.alive():
         _signal(container, signal.SIGTERM)
     await _until_gone(loop, containers, timeout)

@@ -15,11 +15,13 @@ import wherry_guest
 from wherry_guest import identity
 from wherry_guest.agent import containers as containers_module
 from wherry_guest.agent import execs as execs_module
+from wherry_guest.agent import probes as probes_module
 from wherry_guest.agent.calls import Answer, Coro, Params, at_once, later
 from wherry_guest.agent.containers import Containers
 from wherry_guest.agent.execs import Execs
 from wherry_guest.agent.layers import LayerError, Layers, layer_from
 from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.probes import Probes
 from wherry_guest.agent.system import System
 from wherry_guest.agent.tasks import run
 from wherry_guest.channel import DEFERRED, Call, CallError, Channel, Handler
@@ -128,11 +130,13 @@ class Agent:
         if isinstance(message, Kept):
             return
         prefix, _, name = message.key.partition(":")
-        owner: Containers | Execs
+        owner: Containers | Execs | Probes
         if prefix + ":" == containers_module.KEY:
             owner = self._containers
         elif prefix + ":" == execs_module.KEY:
             owner = self._execs
+        elif prefix + ":" == probes_module.KEY:
+            owner = self._containers.probes
         else:
             raise LookupError(f"PID 1 tells of {message.key!r}")
         match message:
@@ -168,7 +172,13 @@ class Agent:
             "layers.list": at_once(self._list_layers),
             "container.start": later(self._when_ready(containers.start)),
             "container.attach": later(containers.attach),
-            "container.kill": at_once(containers.kill),
+            "container.kill": later(containers.kill),
+            "container.pause": later(containers.pause),
+            "container.unpause": later(containers.unpause),
+            "container.update": at_once(containers.update),
+            "container.health": at_once(containers.health),
+            "container.stats": at_once(self._stats),
+            "container.top": at_once(self._top),
             "container.resize": at_once(containers.resize),
             "container.list": at_once(containers.list_all),
             "container.remove": at_once(self._remove_container),
@@ -208,6 +218,21 @@ class Agent:
                 self._get_channel,
             )
         return self._snapshots
+
+    def _stats(self, params: Params) -> Answer:
+        from wherry_guest.agent.figures import sample  # here: many machines are never asked
+
+        ids, pressure = params.items("ids", str), params.flag("pressure")
+        known = [container for id in ids if (container := self._containers.find(id)) is not None]
+        return sample([container for container in known if container.running], pressure)
+
+    def _top(self, params: Params) -> Answer:
+        from wherry_guest.agent.figures import processes  # here: as above
+
+        container = self._containers.find(params.identifier("id"))
+        if container is None or not container.running:
+            raise CallError("conflict", f"container {params.text('id')} is not running")
+        return processes(container.paths.cgroup)
 
     def _remove_container(self, params: Params) -> Answer:
         answer = self._containers.remove(params)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from wherry_guest.agent.kernel import bytes_available
-from wherry_guest.agent.logs import FULL_PAYLOAD, Log, Sink, frame_header
+from wherry_guest.agent.logfile import FULL_PAYLOAD, frame_header
+from wherry_guest.agent.logs import Output, Sink
 from wherry_guest.channel import GuestStream
 from wherry_guest.loop import Loop, Timer
 
@@ -28,20 +29,34 @@ DISK_RETRY: Final = 0.5
 
 
 class LogPump:
-    """One output pipe of a container into its log. Owns the descriptor.
+    """One output pipe of a container into its log, or to its readers. Owns the descriptor.
 
     Args:
         terminal: the pty's master; its output goes through the pipe (`feed`, the pipe's writer),
             which PID 1 keeps, so that a killed agent loses none.
         on_end: called once, when the pipe is at its end (or `give_up` was called) and closed.
+
+    Attributes:
+        lost: bytes that `give_up` found no place for.
     """
 
-    __slots__ = ("_feed", "_log", "_loop", "_on_end", "_pipe", "_retry", "_stream", "_terminal")
+    __slots__ = (
+        "_feed",
+        "_log",
+        "_loop",
+        "_on_end",
+        "_pipe",
+        "_retry",
+        "_stream",
+        "_terminal",
+        "_waiting",
+        "lost",
+    )
 
     def __init__(
         self,
         loop: Loop,
-        log: Log,
+        log: Output,
         stream: int,
         pipe: int,
         on_end: Callable[[], None],
@@ -56,12 +71,11 @@ class LogPump:
         self._terminal = terminal
         self._feed = feed
         self._retry: Timer | None = None
-        if terminal is None:
-            _os.set_blocking(pipe, False)
-            loop.add_reader(pipe, self._pipe_readable)
-        else:
-            _os.set_blocking(terminal, False)
-            loop.add_reader(terminal, self._terminal_readable)
+        self._waiting = False
+        self.lost = 0
+        _os.set_blocking(pipe if terminal is None else terminal, False)
+        self._listen()
+        if terminal is not None:
             loop.call_soon(self._terminal_readable)  # what a former agent left in the pipe
 
     @property
@@ -69,14 +83,14 @@ class LogPump:
         return self._pipe < 0
 
     def give_up(self) -> None:
-        """Take what is there now, then close, though somebody still holds the other end."""
+        """Take what is there now, then close, whatever is in the way."""
         if self.done:
             return
         try:
-            while self._move():
+            while self._log.take(self._pipe, self._stream):
                 pass
-        except OSError:
-            pass  # the disk is full and the container is gone: its last words have no place
+        except OSError:  # the disk is full: the last words have no place, and that is told
+            self.lost = bytes_available(self._pipe)
         self._finish()
 
     def detach(self) -> None:
@@ -84,10 +98,19 @@ class LogPump:
         if not self.done:
             self._close()
 
+    def _listen(self) -> None:
+        if self._terminal is None:
+            self._loop.add_reader(self._pipe, self._pipe_readable)
+        else:
+            self._loop.add_reader(self._terminal, self._terminal_readable)
+
     def _pipe_readable(self) -> None:
         for _ in range(FRAMES_PER_TURN):
+            if not self._log.ready:
+                self._wait_for_reader()
+                return
             try:
-                moved = self._move()
+                moved = self._log.take(self._pipe, self._stream)
             except OSError as error:
                 self._wait_for_disk(error)
                 return
@@ -97,7 +120,10 @@ class LogPump:
                 return
 
     def _terminal_readable(self) -> None:
-        if self.done or self._retry is not None:
+        if self.done or self._retry is not None or self._waiting:
+            return
+        if not self._log.ready:
+            self._wait_for_reader()
             return
         ended = False
         try:
@@ -111,7 +137,7 @@ class LogPump:
                 raise
             ended = True
         try:
-            while self._move():
+            while self._log.take(self._pipe, self._stream):
                 pass
         except OSError as error:
             self._wait_for_disk(error)
@@ -119,29 +145,26 @@ class LogPump:
         if ended:
             self._finish()
 
-    def _move(self) -> int | None:
-        log = self._log
-        start = log.file.size
-        moved = log.file.append_from(self._pipe, self._stream)
-        if moved:
-            log.appended(start)
-        return moved
-
     def _wait_for_disk(self, error: OSError) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
         self._loop.remove_reader(self._pipe if self._terminal is None else self._terminal)
         self._retry = self._loop.call_later(DISK_RETRY, self._try_again)
 
+    def _wait_for_reader(self) -> None:
+        self._loop.remove_reader(self._pipe if self._terminal is None else self._terminal)
+        self._waiting = True
+        self._log.when_ready(self._try_again)
+
     def _try_again(self) -> None:
         self._retry = None
+        self._waiting = False
         if self.done:
             return
+        self._listen()
         if self._terminal is None:
-            self._loop.add_reader(self._pipe, self._pipe_readable)
             self._pipe_readable()
         else:
-            self._loop.add_reader(self._terminal, self._terminal_readable)
             self._terminal_readable()
 
     def _finish(self) -> None:

@@ -75,7 +75,7 @@ class System:
         uname = _os.uname()
         pid1 = self._zygote.info()
         uptime_ns = _time.clock_gettime_ns(_time.CLOCK_BOOTTIME)
-        return {
+        info = {
             "kernel": uname.release,
             "arch": ARCHITECTURES.get(uname.machine, uname.machine),
             "agent": {"version": wherry_guest.__version__, "digest": self._digest},
@@ -84,7 +84,19 @@ class System:
             "cpus": os.cpu_count(),
             "boot_ns": time.time_ns() - uptime_ns,
             "uptime_ns": uptime_ns,
+            "boot_id": self._boot_id(),
         }
+        if params.flag("figures"):
+            from wherry_guest.agent.figures import machine  # here: for tests and doctors only
+
+            info["figures"] = machine(self._paths.cgroups)
+        return info
+
+    def _boot_id(self) -> str:
+        """Of this boot alone, and drawn only once it was set up; before that empty."""
+        if not self.ready:
+            return ""
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def set_time(self, params: Params) -> Answer:
         """`system.set_time`."""

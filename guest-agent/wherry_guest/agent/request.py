@@ -1,0 +1,113 @@
+"""A start request, checked: what `container.start` carries, and what of it outlives the start.
+
+Rule: what is wrong is `invalid` and named before anything happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from wherry_guest.agent.calls import Params
+from wherry_guest.agent.health import Check
+from wherry_guest.agent.logfile import UNLIMITED, Limits
+from wherry_guest.agent.restart import Policy
+from wherry_guest.channel import CallError
+
+FILES: Final = ("hosts", "hostname", "resolv.conf")
+
+FILE, NONE = "file", "none"
+"""Where output goes: to a log on the data disk, or to whoever is attached and nowhere else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What of a start request is needed while the container runs."""
+
+    tty: bool
+    open_stdin: bool
+    stdin_once: bool
+    lowerdirs: tuple[str, ...]
+    driver: str = FILE
+    limits: Limits = UNLIMITED
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A start. `params` is the call's, for a start that repeats it."""
+
+    id: str
+    spec: dict[str, Any]
+    layers: list[str]
+    tty: bool
+    open_stdin: bool
+    stdin_once: bool
+    files: dict[str, str]
+    size: tuple[int, int] | None
+    driver: str
+    limits: Limits
+    reader_expected: bool
+    policy: Policy
+    check: Check | None
+    params: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Request:
+        """Raises CallError `invalid`."""
+        params = Params(values)
+        files = params.optional_mapping("files") or {}
+        for name, text in files.items():
+            if name not in FILES or not isinstance(text, str):
+                raise CallError("invalid", f"files may hold the texts of {', '.join(FILES)}")
+        driver, limits = _read_log(params.optional_mapping("log"))
+        return cls(
+            id=params.identifier("id"),
+            spec=params.mapping("spec"),
+            layers=params.items("layers", str),
+            tty=params.flag("tty"),
+            open_stdin=params.flag("open_stdin"),
+            stdin_once=params.flag("stdin_once"),
+            files=files,
+            size=read_size(params),
+            driver=driver,
+            limits=limits,
+            reader_expected=params.flag("reader_expected"),
+            policy=Policy.read(params.optional_mapping("restart")),
+            check=Check.read(params.optional_mapping("health")),
+            params=values,
+        )
+
+    def options(self, lowerdirs: tuple[str, ...]) -> Options:
+        flags = (self.tty, self.open_stdin, self.stdin_once)
+        return Options(*flags, lowerdirs, self.driver, self.limits)
+
+
+def read_size(params: Params) -> tuple[int, int] | None:
+    """A call's `size` as (rows, cols)."""
+    values = params.optional_mapping("size")
+    if values is None:
+        return None
+    size = Params(values)
+    return size.number("rows"), size.number("cols")
+
+
+def with_size(process: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """The OCI process object with the terminal's size in it."""
+    if size is None:
+        return dict(process)
+    return {**process, "consoleSize": {"height": size[0], "width": size[1]}}
+
+
+def _read_log(values: Mapping[str, Any] | None) -> tuple[str, Limits]:
+    if values is None:
+        return FILE, UNLIMITED
+    params = Params(values)
+    driver = params.text("driver")
+    if driver not in (FILE, NONE):
+        raise CallError("invalid", f"log.driver {driver!r} is neither {FILE} nor {NONE}")
+    max_size = params.optional_number("max_size") or 0
+    max_files = params.optional_number("max_files") or 1
+    if max_size < 0 or max_files < 1:
+        raise CallError("invalid", "log.max_size is negative, or log.max_files below 1")
+    return driver, Limits(max_size, max_files)
