@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +79,28 @@ def test_nothing_is_copied_without_copyup_or_without_a_directory(machine: Machin
 
 
 def test_a_tree_of_a_thousand_levels_is_copied(machine: Machine) -> None:
-    data = machine.directory / "l" / "deep" / "data"
-    data.mkdir(parents=True)
-    here = os.open(data, os.O_RDONLY)
-    for _ in range(1000):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
+    layer, data = machine.directory / "l/deep", volume(machine, "deep")
+    (layer / "data").mkdir(parents=True)
+    try:
+        here = os.open(layer / "data", os.O_RDONLY)
+        for _ in range(1000):
+            os.mkdir("d", dir_fd=here)
+            here = below(here)
         os.close(here)
-        here = below
-    os.close(here)
-    run(machine, "deep", volume(machine, "deep"), "copyup")
-    here = os.open(machine.directory / "volumes/deep/_data", os.O_RDONLY)
-    depth = 0
-    while os.listdir(here):  # noqa: PTH208  # of a descriptor
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        run(machine, "deep", data, "copyup")
+        here, depth = os.open(data, os.O_RDONLY), 0
+        while os.listdir(here):  # noqa: PTH208  # of a descriptor
+            here, depth = below(here), depth + 1
         os.close(here)
-        here, depth = below, depth + 1
-    os.close(here)
-    assert depth == 1000
+        assert depth == 1000
+    finally:  # deeper than what pytest's own clearing can recurse
+        subprocess.run(["rm", "-rf", layer, data], check=True)
+
+
+def below(directory: int) -> int:
+    inner = os.open("d", os.O_RDONLY, dir_fd=directory)
+    os.close(directory)
+    return inner
 
 
 def test_what_is_mounted_in_the_container_is_not_copied(machine: Machine) -> None:
