@@ -90,6 +90,14 @@ def test_a_killed_child_that_nobody_has_reaped_counts_as_dead(tmp_path: Path) ->
     assert exit_status(process.pid) not in (None, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_child_that_was_waited_for_leaves_no_zombie(tmp_path: Path) -> None:
+    process = _spawn(tmp_path, "import time; time.sleep(60)")
+    terminate(process)
+    assert not Path(f"/proc/{process.pid}").exists()
+    assert exit_status(process.pid) == -15
+
+
 def test_terminate_of_a_dead_process_does_nothing() -> None:
     terminate(ProcessIdentity(os.getpid(), "another time"))
 

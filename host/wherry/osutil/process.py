@@ -102,6 +102,8 @@ def wait_gone(identity: ProcessIdentity, timeout: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_SECONDS)
+    if (child := _children.get(identity.pid)) is not None:
+        child.poll()  # reaped, else it stays a zombie as long as we live
     return True
 
 
