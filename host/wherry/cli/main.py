@@ -15,6 +15,7 @@ from wherry.errors import WherryError
 
 _COMMANDS = {
     "attach": "wherry.cli.run",
+    "commit": "wherry.cli.snapshots",
     "create": "wherry.cli.run",
     "diff": "wherry.cli.snapshots",
     "exec": "wherry.cli.run",
@@ -43,6 +44,7 @@ _COMMANDS = {
 
 _SUMMARIES = {
     "attach": "Attach to a running container's input and output",
+    "commit": "Make an image of what a container changed",
     "create": "Create a container without starting it",
     "diff": "Show what a container changed",
     "exec": "Run a command in a running container",

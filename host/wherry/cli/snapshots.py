@@ -46,6 +46,38 @@ def export_command(app: App, output: Path | None, container: str) -> None:
             write_all(descriptor, part)
 
 
+@click.command("commit")
+@click.option("-a", "--author", default="", help="Who made it.")
+@click.option("-m", "--message", default="", help="A comment for its history.")
+@click.option("-c", "--change", "changes", multiple=True, help="A Dockerfile instruction.")
+@click.option("-p", "--pause/--no-pause", default=True, help="Let it stand still meanwhile.")
+@click.argument("container")
+@click.argument("name", metavar="[REPOSITORY[:TAG]]", required=False)
+@pass_app
+def commit_command(
+    app: App,
+    author: str,
+    message: str,
+    changes: tuple[str, ...],
+    pause: bool,
+    container: str,
+    name: str | None,
+) -> None:
+    """Make an image of what CONTAINER changed."""
+    repository, tag = progress.split_name(name) if name else (None, None)
+    query = {
+        "container": container,
+        "repo": repository,
+        "tag": tag,
+        "author": author or None,
+        "comment": message or None,
+        "changes": "\n".join(changes) or None,
+        "pause": pause,
+    }
+    progress.ensure_machine(app.client)
+    click.echo(app.client.request("POST", "/commit", query=query).json()["Id"])
+
+
 @contextmanager
 def _target(output: Path | None) -> Iterator[int]:
     """Standard output, or a file that gets its name when it is complete."""

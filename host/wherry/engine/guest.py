@@ -63,7 +63,7 @@ class Guest:
         boot = asyncio.ensure_future(self.running_link())
         try:
             # In a thread, while the machine boots: missing layer files are made again here.
-            files = await asyncio.to_thread(self._store.layer_files, _image_of(container))
+            files = await asyncio.to_thread(self._store.layer_files, image_of(container))
             link = await boot
         except BaseException:
             boot.cancel()
@@ -88,7 +88,7 @@ class Guest:
         self._machine.unpin_layers(holder)
 
 
-def _image_of(container: Container) -> Image:
+def image_of(container: Container) -> Image:
     """The container's image as it was at its creation; its name may be gone, its files are held."""
     system, _, architecture = container.platform.partition("/")
     return Image(

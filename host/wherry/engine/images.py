@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from wherry.engine.events import EventBus
@@ -20,6 +20,7 @@ from wherry.errors import Conflict, ImageNotFound
 
 if TYPE_CHECKING:
     from wherry.images.names import Removal
+    from wherry.images.committing import Commit
     from wherry.images.store import Image
 
 BUILTIN = "localhost/busybox:latest"
@@ -110,6 +111,12 @@ class Images:
         return removals
 
     def hold(self, container_id: str, image: Image) -> None:
+    def commit(
+        self, parent: Image | None, chunks: Iterator[bytes], new: Commit, name: str | None
+    ) -> Image:
+        """See `ImageStore.commit`. Call it in a thread."""
+        return self._store.commit(parent, chunks, new, name)
+
         """Keep the image's files for a container. Call it in a thread."""
         self._store.hold(self._holder_prefix + container_id, image)
 

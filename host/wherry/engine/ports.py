@@ -6,11 +6,12 @@ contract is docs/architecture.md. Only `Engine.open` names the classes themselve
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from wherry.images.committing import Commit
     from wherry.images.layers import LayerFile
     from wherry.images.names import Removal
     from wherry.images.store import Image
@@ -78,6 +79,9 @@ class StorePort(Protocol):
     def import_layout(self, directory: Path, name: str) -> Image: ...
     def hold(self, holder: str, image: Image) -> None: ...
     def release(self, holder: str) -> None: ...
+    def commit(
+        self, parent: Image | None, chunks: Iterator[bytes], new: Commit, name: str | None = None
+    ) -> Image: ...
     def holders(self) -> Sequence[str]: ...
     def close(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What is in a container: its changes, its layer and its tree, as they stream from the guest.
+"""What is in a container: its changes and its tree as they stream from the guest, and images of it.
 
 The machine is started when it is off. While somebody reads, the layers stay plugged in and the
 guest keeps the container's files, also those of a container that is removed meanwhile.
@@ -10,15 +10,24 @@ import asyncio
 import enum
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from wherry.engine.config import merged_config
 from wherry.engine.events import EventBus, container_event
-from wherry.engine.guest import START_TIMEOUT, Guest
+from wherry.engine.guest import START_TIMEOUT, Guest, image_of
+from wherry.engine.images import Images
 from wherry.engine.ports import StreamPort
 from wherry.engine.registry import Entry, Registry
 from wherry.errors import LinkError
+from wherry.images.changes import apply_changes
+from wherry.images.committing import Commit
+from wherry.images.platform import parse_platform
+from wherry.images.reference import parse_tagged
+from wherry.images.store import Image
 from wherry.link import StreamReset
 
 READ_SIZE = 256 * 1024
@@ -41,13 +50,33 @@ class PathChange:
     path: str
 
 
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """How to make an image of a container.
+
+    Attributes:
+        name: what it is called, with a tag; None: nothing.
+        config: Docker's `Config`, over the container's own.
+        changes: Dockerfile instructions for it.
+        pause: let the container stand still while its files are read.
+    """
+
+    name: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    changes: Sequence[str] = ()
+    author: str = ""
+    comment: str = ""
+    pause: bool = True
+
+
 class Snapshots:
     """Reads the files of containers. `ref` is an id, a name, or a prefix of an id."""
 
-    def __init__(self, registry: Registry, events: EventBus, guest: Guest) -> None:
+    def __init__(self, registry: Registry, events: EventBus, guest: Guest, images: Images) -> None:
         self._registry = registry
         self._events = events
         self._guest = guest
+        self._images = images
         self._numbers = itertools.count(1)
 
     async def changes(self, ref: str) -> list[PathChange]:
@@ -72,6 +101,44 @@ class Snapshots:
             while data := await stream.read(READ_SIZE):
                 yield data
         self._events.publish_late(container_event(entry.container, "export"))
+
+    async def commit(self, ref: str, request: CommitRequest) -> Image:
+        """Make an image of a container: its image's layers, and one of what it changed.
+
+        Raises:
+            NotFound. InvalidInput: a change or the name is malformed, or the container's files are
+                not what a layer can hold. LinkError: the guest could not read them.
+        """
+        entry = self._registry.find(ref)
+        container = entry.container
+        config = _image_config(merged_config(request.config, container.config))
+        new = Commit(
+            config=apply_changes(config, request.changes),
+            platform=parse_platform(container.platform),
+            created_ns=time.time_ns(),
+            created_by=" ".join(container.config.get("Cmd") or ()),
+            comment=request.comment,
+            author=request.author,
+        )
+        name = str(parse_tagged(request.name)) if request.name is not None else None
+        image = await self.make_image(entry, new, name, pause=request.pause)
+        facts = {"comment": request.comment, "imageID": image.id, "imageRef": request.name or ""}
+        self._events.publish_late(container_event(container, "commit", **facts))
+        return image
+
+    async def make_image(
+        self, entry: Entry, new: Commit, name: str | None, *, pause: bool
+    ) -> Image:
+        """Read the container's layer and store an image with it."""
+        loop = asyncio.get_running_loop()
+        async with self.opened(entry, "container.layer", pause=pause) as stream:
+            return await asyncio.to_thread(
+                self._images.commit,
+                image_of(entry.container),
+                blocking_chunks(stream, loop),
+                new,
+                name,
+            )
 
     @asynccontextmanager
     async def opened(
@@ -100,6 +167,17 @@ class Snapshots:
                 raise LinkError(f"the files of container {name}: {error.reason}") from error
             finally:
                 self._guest.unpin(holder)
+
+
+_IMAGE_CONFIG = (
+    "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
+    "StopSignal", "Healthcheck", "OnBuild", "Shell", "ArgsEscaped",
+)  # fmt: skip
+"""OCI image-spec, config.md, and what Docker adds: the rest is the container's own affair."""
+
+
+def _image_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in _IMAGE_CONFIG if config.get(key)}
 
 
 def parse_changes(data: bytes) -> list[PathChange]:

@@ -1,25 +1,17 @@
-"""An image of one layer, of a root file system's tar: stored, hashed, converted in one pass.
-
-The blob is the tar as it came (plain, gzip or zstd), so nothing is compressed here.
-"""
+"""An image of one layer, of a root file system's tar (`receiving.py`)."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from wherry.errors import ContentMismatch, InvalidInput
 from wherry.images.changes import apply_changes
-from wherry.images.compress import GZIP_MAGIC, ZSTD_MAGIC
-from wherry.images.convert import ConvertedLayer, Converter
-from wherry.images.ingest import move_into_place
 from wherry.images.media import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -32,13 +24,11 @@ from wherry.images.parts import Parts, objects_of
 from wherry.images.platform import Platform, default_platform
 from wherry.images.progress import Reporter
 from wherry.images.pull import FoundImage
-from wherry.images.store_db import LayerRow
+from wherry.images.receiving import ReceivedLayer, receive_layer
 from wherry.images.taking import take
 from wherry.images.tar import LayerError
-from wherry.osutil import sync_descriptor
 
 LEASE_SECONDS = 24 * 3600.0
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +62,18 @@ def import_rootfs(
     """
     config = apply_changes({}, new.changes)
     with parts.ingest.spool() as directory:
-        blob, erofs = directory / "blob", directory / "erofs"
-        size, digest, suffix, layer = _receive(chunks, blob, erofs, parts.limits.layer_bytes)
-        row = LayerRow(layer.diff_id, digest, size)
-        found = _image(row, suffix, config, new)
+        try:
+            layer = receive_layer(chunks, directory, parts.limits.layer_bytes)
+        except (LayerError, ContentMismatch) as error:
+            raise InvalidInput(
+                f"cannot import: {error.message}",
+                hint=error.hint or "import takes the tar of a root file system",
+            ) from error
+        found = _image(layer, config, new)
         holder = f"import:{directory.name}"
         try:
-            parts.db.lease(holder, objects_of([row], found.documents), LEASE_SECONDS)
-            with parts.ingest.working_on(digest):
-                if not parts.layout.has(digest, size):
-                    move_into_place(blob, parts.layout.blob_path(digest))
-                parts.layers.keep(erofs, layer)
+            parts.db.lease(holder, objects_of([layer.row], found.documents), LEASE_SECONDS)
+            layer.keep(parts)
             take(parts, found, None, tag, None, reporter, holder=f"{holder}:1")
         finally:
             parts.db.release(holder)
@@ -90,36 +81,8 @@ def import_rootfs(
     return found.id
 
 
-def _receive(
-    chunks: Iterator[bytes], blob: Path, erofs: Path, max_bytes: int
-) -> tuple[int, str, str, ConvertedLayer]:
-    """Write blob and EROFS file, synced: size, digest, suffix of the media type, the layer."""
-    content = hashlib.sha256()
-    start = b""
-    size = 0
-    with blob.open("xb") as out, Converter(erofs, None, max_bytes) as converter:
-        for chunk in chunks:
-            start = start or chunk[:4]
-            size += len(chunk)
-            content.update(chunk)
-            out.write(chunk)
-            converter.write(chunk)
-            if converter.gave_up:
-                break  # it says why
-        try:
-            layer = converter.finish()
-        except (LayerError, ContentMismatch) as error:
-            raise InvalidInput(
-                f"cannot import: {error.message}",
-                hint=error.hint or "import takes the tar of a root file system",
-            ) from error
-        out.flush()
-        sync_descriptor(out.fileno())
-    suffix = "+gzip" if start.startswith(GZIP_MAGIC) else "+zstd" if start == ZSTD_MAGIC else ""
-    return size, f"sha256:{content.hexdigest()}", suffix, layer
-
-
-def _image(row: LayerRow, suffix: str, config: dict[str, Any], new: NewImage) -> FoundImage:
+def _image(layer: ReceivedLayer, config: dict[str, Any], new: NewImage) -> FoundImage:
+    row = layer.row
     platform = new.platform or default_platform()
     created = datetime.fromtimestamp((new.created_ns or time.time_ns()) // 10**9, UTC)
     stamp = created.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -138,9 +101,7 @@ def _image(row: LayerRow, suffix: str, config: dict[str, Any], new: NewImage) ->
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": {"mediaType": OCI_CONFIG, "digest": digest_of(raw), "size": len(raw)},
-            "layers": [
-                {"mediaType": f"{_LAYER}{suffix}", "digest": row.blob, "size": row.blob_size}
-            ],
+            "layers": [{"mediaType": layer.media_type, "digest": row.blob, "size": row.blob_size}],
         }
     )
     parsed = parse_manifest(manifest)

@@ -6,11 +6,12 @@ config; a tag names one image; removing a name untags, removing the last name re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from wherry.errors import Conflict, ImageNotFound, StorageError
 from wherry.images.clients import Auth, Registries
+from wherry.images.committing import Commit, commit_image
 from wherry.images.convert import OWN_PROCESS_BYTES
 from wherry.images.distribution import Distribution
 from wherry.images.finding import Finder, no_such_image
@@ -209,6 +210,20 @@ class ImageStore:
             found = find_image(source, "", None, self._layout, self._limits)
             take(self._parts, found, source, str(reference), None, Reporter(progress))
         return self._finder.load(found.id)
+
+    def commit(
+        self, parent: Image | None, chunks: Iterator[bytes], new: Commit, name: str | None = None
+    ) -> Image:
+        """Make an image of `parent` (which somebody holds) and one more layer, whose tar `chunks`
+        yields.
+
+        Raises:
+            InvalidInput: the layer is damaged or hostile, or one too many. InvalidReference.
+        """
+        tag = str(parse_tagged(name)) if name is not None else None
+        with disk_errors():
+            image_id = commit_image(self._parts, parent, chunks, new, tag)
+        return self._finder.load(image_id)
 
     # Naming and removing.
 
