@@ -65,18 +65,9 @@ class Engine:
         self._guest = Guest(machine, store)
         prefix = f"container:{machine_name}:"
         self.images = Images(store, machine, self._registry, self.events, prefix)
-        self.distribution = Distribution(store, self.events)
-        self._removals = Removals(state, self._guest, self.images, volumes)
-        self.volumes = Volumes(
-            volumes,
-            self.events,
-            self._guest,
-            lambda: (entry.container for entry in self._registry),
-        )
-        starter = Starter(self._registry, self._guest, spec_facts, volumes)
-        self.containers = Containers(
-            self._registry, self.events, self._guest, starter, self.images, volumes
-        )
+        self._removals = Removals(state, self._guest, self.images)
+        starter = Starter(self._registry, self._guest, spec_facts)
+        self.containers = Containers(self._registry, self.events, self._guest, starter, self.images)
         self.snapshots = Snapshots(self._registry, self.events, self._guest, self.images)
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)
