@@ -27,6 +27,8 @@ def start_machine(client: Client, *, quiet: bool = False) -> dict[str, Any]:
     facts: dict[str, Any] = follow(
         client.lines("POST", "/wherry/v1/machine/start"), "machine", quiet=quiet
     )
+    for notice in facts.get("notices") or ():
+        print(f"wherry: {notice}", file=sys.stderr)
     return facts
 
 
