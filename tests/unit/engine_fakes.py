@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import struct
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from wherry.engine.engine import Engine
-from wherry.engine.model import Attachment, Container
+from wherry.engine.model import Attachment, Container, Event
 from wherry.errors import AgentError, ImageNotFound, LinkClosed
 from wherry.images.layers import LayerFile
 from wherry.images.store import Image
@@ -139,6 +140,7 @@ class FakeAgent:
         self.start_error: AgentError | None = None
         self.attach_errors: list[AgentError] = []
         self.hold_start: asyncio.Event | None = None
+        self.volumes: dict[str, int] = {}
         self.unacknowledged: list[SimpleNamespace] = []
         self.handler: Callable[[Any], Awaitable[None]] | None = None
         self._ids = itertools.count(1)
@@ -292,6 +294,16 @@ class FakeAgent:
         if container is not None and container.running:
             raise AgentError("running", code="conflict")
         self.containers.pop(id, None)
+        return {}
+
+    async def _volume_remove(self, name: str) -> Any:
+        self.volumes.pop(name, None)
+        return {}
+
+    async def _volume_usage(self, names: list[str], stream: int) -> Any:
+        sizes = {name: self.volumes[name] for name in names if name in self.volumes}
+        self.streams[stream].send(json.dumps(sizes).encode())
+        self.streams[stream].finish()
         return {}
 
     async def _exec_start(self, exec_id: str, id: str, stream: int | None, **params: Any) -> Any:
@@ -499,8 +511,11 @@ class World:
 
     def events(self) -> list[str]:
         """The actions of all events so far."""
+        return [event.action for event in self.all_events()]
+
+    def all_events(self) -> list[Event]:
         self.engine.events.flush()
-        return [event.action for event in self.engine._state.events_after(0)]
+        return self.engine._state.events_after(0)
 
     async def kill_engine(self) -> None:
         """`kill -9` of the engine, and a new one: the machine lives on, if it does."""

@@ -108,7 +108,6 @@ def test_the_whole_host_config_of_a_plain_docker_run_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("Binds", ["/a:/b"]),
         ("PortBindings", {"80/tcp": [{"HostPort": "8080"}]}),
         ("NetworkMode", "mynet"),
         ("RestartPolicy", {"Name": "always"}),

@@ -121,7 +121,8 @@ class FakeEvents:
 
 @pytest.fixture
 def engine() -> SimpleNamespace:
-    return SimpleNamespace(containers=FakeContainers(), events=FakeEvents())
+    volumes = SimpleNamespace(mount_point=str)
+    return SimpleNamespace(containers=FakeContainers(), events=FakeEvents(), volumes=volumes)
 
 
 @pytest.fixture
@@ -184,8 +185,8 @@ def test_errors_carry_status_message_and_hint(client: Client) -> None:
 
 
 def test_a_field_that_is_not_implemented_is_501_by_name(client: Client) -> None:
-    body = {"Image": "x", "HostConfig": {"Binds": ["/a:/b"]}}
-    with pytest.raises(EngineError, match=r"HostConfig\.Binds") as error:
+    body = {"Image": "x", "HostConfig": {"Links": ["a:b"]}}
+    with pytest.raises(EngineError, match=r"HostConfig\.Links") as error:
         client.request("POST", "/containers/create", body=body)
     assert error.value.http_status == 501
 

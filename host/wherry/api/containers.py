@@ -40,11 +40,14 @@ async def listing(engine: Engine, request: Request) -> Response:
     found = engine.containers.list(
         all=request.flag("all"), filters=request.filters(), limit=request.number("limit") or 0
     )
-    return json_response([views.container_summary(container) for container in found])
+    return json_response(
+        [views.container_summary(container, engine.volumes.mount_point) for container in found]
+    )
 
 
 async def inspect(engine: Engine, request: Request) -> Response:
-    return json_response(views.container_inspect(engine.containers.get(request.args["id"])))
+    container = engine.containers.get(request.args["id"])
+    return json_response(views.container_inspect(container, engine.volumes.mount_point))
 
 
 async def start(engine: Engine, request: Request) -> Response:
@@ -72,7 +75,9 @@ async def kill(engine: Engine, request: Request) -> Response:
 async def remove(engine: Engine, request: Request) -> Response:
     if request.flag("link"):
         raise WherryError("link is not implemented", http_status=501)
-    await engine.containers.remove(request.args["id"], force=request.flag("force"))
+    await engine.containers.remove(
+        request.args["id"], force=request.flag("force"), volumes=request.flag("v")
+    )
     return Response(204)
 
 

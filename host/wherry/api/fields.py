@@ -63,7 +63,7 @@ CONFIG: Mapping[str, Rule] = {
     "Healthcheck": Rule(None, _no_healthcheck),
     "ArgsEscaped": Rule(False, _empty),
     "Image": Rule("", _anything),
-    "Volumes": Rule(None, _empty),
+    "Volumes": Rule(None, _anything),
     "WorkingDir": Rule("", _anything),
     "Entrypoint": Rule(None, _anything),
     "NetworkDisabled": Rule(False, _anything),
@@ -76,15 +76,15 @@ CONFIG: Mapping[str, Rule] = {
 }
 
 HOST_CONFIG: Mapping[str, Rule] = {
-    "Binds": Rule(None, _empty),
+    "Binds": Rule(None, _anything),
     "ContainerIDFile": Rule("", _anything),  # the client's own affair
     "LogConfig": Rule({"Type": "json-file", "Config": {}}, _json_file_without_options),
     "NetworkMode": Rule("default", _only("default", "none", "host")),
     "PortBindings": Rule({}, _empty),
     "RestartPolicy": Rule({"Name": "no", "MaximumRetryCount": 0}, _no_restart),
     "AutoRemove": Rule(False, _anything),
-    "VolumeDriver": Rule("", _empty),
-    "VolumesFrom": Rule(None, _empty),
+    "VolumeDriver": Rule("", _anything),
+    "VolumesFrom": Rule(None, _anything),
     "ConsoleSize": Rule([0, 0], _anything),
     "CapAdd": Rule(None, _anything),
     "CapDrop": Rule(None, _anything),
@@ -104,7 +104,7 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "ReadonlyRootfs": Rule(False, _anything),
     "SecurityOpt": Rule(None, _empty),
     "StorageOpt": Rule(None, _empty),
-    "Tmpfs": Rule(None, _empty),
+    "Tmpfs": Rule(None, _anything),
     "UTSMode": Rule("", _empty),
     "UsernsMode": Rule("", _empty),
     "ShmSize": Rule(64 * 1024 * 1024, _anything),
@@ -143,7 +143,7 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "CpuPercent": Rule(0, _empty),
     "IOMaximumIOps": Rule(0, _empty),
     "IOMaximumBandwidth": Rule(0, _empty),
-    "Mounts": Rule(None, _empty),
+    "Mounts": Rule(None, _anything),
     "MaskedPaths": Rule(None, lambda value: value is None),
     "ReadonlyPaths": Rule(None, lambda value: value is None),
     "Annotations": Rule(None, _empty),
@@ -165,7 +165,10 @@ EXEC: Mapping[str, Rule] = {
     "Detach": Rule(False, _anything),  # older clients repeat the start's parameters
 }
 
-_LISTS_OF_TEXT = ("Env", "Cmd", "Entrypoint", "CapAdd", "CapDrop")
+_LISTS_OF_TEXT = (
+    "Env", "Cmd", "Entrypoint", "CapAdd", "CapDrop", "Binds", "VolumesFrom",
+)  # fmt: skip
+_OBJECTS = ("Labels", "Volumes", "Tmpfs")
 _NUMBERS = (
     "Memory", "MemorySwap", "NanoCpus", "CpuPeriod", "CpuQuota", "CpuShares", "PidsLimit",
     "ShmSize", "StopTimeout",
@@ -198,6 +201,12 @@ def _check_type(field: str, name: str, value: Any) -> None:
         return
     if name in _NUMBERS and (not isinstance(value, int) or isinstance(value, bool)):
         raise InvalidInput(f"{field} must be a number, not {value!r}")
+    if name in _OBJECTS and not isinstance(value, dict):
+        raise InvalidInput(f"{field} must be an object, not {value!r}")
+    if name == "Mounts" and not (
+        isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    ):
+        raise InvalidInput(f"{field} must be a list of objects, not {value!r}")
     if name in _LISTS_OF_TEXT and not (
         isinstance(value, list) and all(isinstance(item, str) for item in value)
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wherry.api import containers, images, machine, snapshots, system
+from wherry.api import containers, distribution, images, machine, snapshots, system, volumes
 from wherry.api.http import Route, Routes
 
 ROUTES = Routes()
@@ -12,6 +12,7 @@ _TABLE: tuple[Route, ...] = (
     *containers.TABLE,
     *snapshots.TABLE,
     *images.TABLE,
+    *volumes.TABLE,
     *machine.TABLE,
     *system.POLITE,
     *system.REST,

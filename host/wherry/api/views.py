@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wherry.api.fields import CONFIG, HOST_CONFIG, with_defaults
 from wherry.api.timefmt import ZERO_TIME, rfc3339
+from wherry.engine.mounts import LOCAL
+from wherry.engine.volumes import mount_point
 from wherry.units import human_duration
 
 if TYPE_CHECKING:
-    from wherry.engine.model import Container, Exec
+    from wherry.engine.model import Container, Exec, MountPoint, Volume
     from wherry.images.store import Image
 
 
-def container_inspect(container: Container) -> dict[str, Any]:
-    """The answer of `GET /containers/{id}/json`."""
+def container_inspect(container: Container, source: Callable[[str], str]) -> dict[str, Any]:
+    """The answer of `GET /containers/{id}/json`. `source`: a volume's directory by its name."""
     command = _command(container)
     host_config = with_defaults(HOST_CONFIG, container.host_config)
     return {
@@ -39,7 +42,7 @@ def container_inspect(container: Container) -> dict[str, Any]:
         "ExecIDs": None,
         "HostConfig": host_config,
         "GraphDriver": {"Name": "overlay2", "Data": None},
-        "Mounts": [],
+        "Mounts": [_mount(mount, source) for mount in container.mounts],
         "Config": with_defaults(CONFIG, container.config),
         "NetworkSettings": _network_settings(host_config["NetworkMode"]),
     }
@@ -98,8 +101,24 @@ def _network_settings(mode: str) -> dict[str, Any]:
     }
 
 
-def container_summary(container: Container, now: float | None = None) -> dict[str, Any]:
-    """An element of the answer of `GET /containers/json`."""
+def _mount(mount: MountPoint, source: Callable[[str], str]) -> dict[str, Any]:
+    """A MountPoint of the API. A volume's name and driver stand for volumes only."""
+    volume = {"Name": mount.volume, "Driver": LOCAL} if mount.type == "volume" else {}
+    return {
+        "Type": mount.type,
+        **volume,
+        "Source": source(mount.volume) if volume else "",
+        "Destination": mount.destination,
+        "Mode": mount.mode,
+        "RW": mount.writable,
+        "Propagation": "",
+    }
+
+
+def container_summary(
+    container: Container, source: Callable[[str], str], now: float | None = None
+) -> dict[str, Any]:
+    """An element of the answer of `GET /containers/json`. `source`: as in `container_inspect`."""
     return {
         "Id": container.id,
         "Names": [f"/{container.name}"],
@@ -117,7 +136,7 @@ def container_summary(container: Container, now: float | None = None) -> dict[st
                 "Networks"
             ]
         },
-        "Mounts": [],
+        "Mounts": [_mount(mount, source) for mount in container.mounts],
     }
 
 
@@ -159,6 +178,19 @@ def exec_inspect(execution: Exec) -> dict[str, Any]:
         "ContainerID": execution.container_id,
         "DetachKeys": "",
         "Pid": execution.pid or 0,
+    }
+
+
+def volume_inspect(volume: Volume) -> dict[str, Any]:
+    """The answer of `GET /volumes/{name}`."""
+    return {
+        "CreatedAt": rfc3339(volume.created_ns // 1_000_000_000 * 1_000_000_000),
+        "Driver": LOCAL,
+        "Labels": dict(volume.labels) or None,
+        "Mountpoint": mount_point(volume),
+        "Name": volume.name,
+        "Options": dict(volume.options) or None,
+        "Scope": "local",
     }
 
 

@@ -22,10 +22,12 @@ from wherry.engine.guest import Guest, open_log
 from wherry.engine.images import Images
 from wherry.engine.logs import LogQuery, read_log
 from wherry.engine.model import Attachment, Container, ExitStatus, LogFrame, WaitCondition
+from wherry.engine.mounts import wanted_mounts
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.signals import SIGKILL, SIGTERM, signal_number
 from wherry.engine.spec import adjusted_capabilities
 from wherry.engine.starting import Starter
+from wherry.engine.volumes import VolumeTable
 from wherry.errors import (
     AgentError,
     Conflict,
@@ -55,12 +57,14 @@ class Containers:
         guest: Guest,
         starter: Starter,
         images: Images,
+        volumes: VolumeTable,
     ) -> None:
         self._registry = registry
         self._events = events
         self._guest = guest
         self._starter = starter
         self._images = images
+        self._volumes = volumes
         self._operations: set[asyncio.Task[Any]] = set()
 
     async def create(
@@ -88,6 +92,9 @@ class Containers:
         container_id = names.new_id()
         await asyncio.to_thread(self._images.hold, container_id, image)
         try:
+            # From here to the row nothing awaits: volumes that are found are still there.
+            wanted = wanted_mounts(merged, checked, self.get)
+            mounts, volumes = self._volumes.provided(wanted)
             container = Container(
                 id=container_id,
                 name=self._registry.free_name(name),
@@ -99,8 +106,9 @@ class Containers:
                 host_config=checked,
                 layers=tuple(image.diff_ids),
                 platform=f"{image.os}/{image.architecture}",
+                mounts=mounts,
             )
-            return self._registry.add(container).container
+            return self._registry.add(container, volumes).container
         except WherryError:
             await asyncio.to_thread(self._images.release, container_id)
             raise
@@ -156,9 +164,13 @@ class Containers:
         entry = self._registry.find(ref)
         await self._finish(self._kill(entry, signal_number(signal, SIGKILL)))
 
-    async def remove(self, ref: str, force: bool = False) -> None:
-        """Remove it. Raises Conflict when it runs and `force` is not given."""
-        await self._finish(self._remove(self._registry.find(ref), force))
+    async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
+        """Remove it; with `volumes` also its anonymous ones that nobody else uses.
+
+        Raises:
+            Conflict: it runs and `force` is not given.
+        """
+        await self._finish(self._remove(self._registry.find(ref), force, volumes))
 
     async def rename(self, ref: str, name: str) -> None:
         """Raises Conflict when `name` is taken, InvalidInput when it is none."""
@@ -313,7 +325,7 @@ class Containers:
         else:
             await self._signal(entry, number)
 
-    async def _remove(self, entry: Entry, force: bool) -> None:
+    async def _remove(self, entry: Entry, force: bool, volumes: bool) -> None:
         async with entry.lock:
             self._need(entry)
             if entry.container.running:
@@ -325,7 +337,7 @@ class Containers:
                     )
                 await self._kill_hard(entry)
             if not entry.gone:  # its end may have removed it
-                self._registry.remove(entry)
+                self._registry.remove(entry, volumes=volumes)
 
     async def _kill_hard(self, entry: Entry) -> None:
         """SIGKILL, and wait for the end. Raises MachineError when it does not come."""

@@ -27,6 +27,7 @@ from wherry.engine.snapshots import Snapshots
 from wherry.engine.spec import Facts
 from wherry.engine.starting import Starter
 from wherry.engine.state import State
+from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError
 from wherry.images.store import ImageStore
 from wherry.machine import Machine, MachineState
@@ -61,13 +62,22 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         spec_facts = Facts(hostname=machine_name)
         self.events = EventBus(state)
-        self._registry = Registry(state, self.events)
+        volumes = VolumeTable(state)
+        self._registry = Registry(state, self.events, volumes)
         self._guest = Guest(machine, store)
         prefix = f"container:{machine_name}:"
         self.images = Images(store, machine, self._registry, self.events, prefix)
-        self._removals = Removals(state, self._guest, self.images)
-        starter = Starter(self._registry, self._guest, spec_facts)
-        self.containers = Containers(self._registry, self.events, self._guest, starter, self.images)
+        self._removals = Removals(state, self._guest, self.images, volumes)
+        self.volumes = Volumes(
+            volumes,
+            self.events,
+            self._guest,
+            lambda: (entry.container for entry in self._registry),
+        )
+        starter = Starter(self._registry, self._guest, spec_facts, volumes)
+        self.containers = Containers(
+            self._registry, self.events, self._guest, starter, self.images, volumes
+        )
         self.snapshots = Snapshots(self._registry, self.events, self._guest, self.images)
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)

@@ -37,7 +37,7 @@ class Volume:
     Attributes:
         directory: its name in the guest: the volume's own, unless an earlier volume of that name is
             still to be removed there.
-        anonymous: nobody gave it a name; it goes with the last container that uses it.
+        anonymous: nobody gave it a name: pruning takes it before others.
         options: Docker's `DriverOpts`, as given.
     """
 
@@ -60,6 +60,7 @@ class MountPoint:
         mode: the third part of `-v`, for inspect.
         subpath: the part of the volume that is mounted, "" for all of it.
         copy: fill an empty volume with what the image has at the destination.
+        anonymous: nobody named the volume: it goes when the container is removed with its volumes.
         labels: of the volume, when it is made for this mount.
         options: tmpfs's mount options.
     """
@@ -71,6 +72,7 @@ class MountPoint:
     mode: str = ""
     subpath: str = ""
     copy: bool = False
+    anonymous: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
 

@@ -17,8 +17,9 @@ from typing import Any
 from wherry.engine import names
 from wherry.engine.attach import StreamAttachment
 from wherry.engine.events import EventBus, container_event
-from wherry.engine.model import Container, ExitStatus, Status, WaitCondition
-from wherry.engine.state import State
+from wherry.engine.model import Container, ExitStatus, Status, Volume, WaitCondition
+from wherry.engine.state import State, Transaction
+from wherry.engine.volumes import VolumeTable
 from wherry.errors import Conflict, LinkError
 
 LOST_CODE = 137
@@ -151,8 +152,9 @@ class Registry:
     `on_exit(entry)` and `on_removed(entry)` are called after the change is stored.
     """
 
-    def __init__(self, state: State, events: EventBus) -> None:
+    def __init__(self, state: State, events: EventBus, volumes: VolumeTable) -> None:
         self._events = events
+        self._volumes = volumes
         self._entries: dict[str, Entry] = {}
         self._ids: dict[str, str] = {}
         self.on_exit: Callable[[Entry], None] = lambda _entry: None
@@ -184,10 +186,13 @@ class Registry:
             )
         return name
 
-    def add(self, container: Container) -> Entry:
+    def add(self, container: Container, volumes: Iterable[Volume] = ()) -> Entry:
+        """`volumes`: those that are made for it."""
         with self._events.transaction() as transaction:
+            self._volumes.add_rows(transaction, volumes)
             transaction.add_container(container)
             transaction.add_event(container_event(container, "create"))
+        self._volumes.added(volumes)
         entry = Entry(container)
         self._put(entry)
         return entry
@@ -206,6 +211,8 @@ class Registry:
         )
         with self._events.transaction() as transaction:
             transaction.update_container(container)
+            for event in self._volumes.mount_events(container, "mount"):
+                transaction.add_event(event)
             transaction.add_event(container_event(container, "start"))
         entry.container = container
 
@@ -225,29 +232,31 @@ class Registry:
         remove = container.auto_remove and not entry.restarting
         seconds = max(0, exit.finished_ns - (was.started_ns or exit.finished_ns)) // 1_000_000_000
         die = container_event(container, "die", exitCode=str(exit.code), execDuration=str(seconds))
+        orphans = self._orphans(entry) if remove else ()
         with self._events.transaction() as transaction:
             transaction.add_event(die)
+            for event in self._volumes.mount_events(container, "unmount"):
+                transaction.add_event(event)
             if entry.stopping:
                 transaction.add_event(container_event(container, "stop"))
             if remove:
-                transaction.delete_container(container.id, in_guest=True)
-                transaction.add_event(container_event(container, "destroy"))
+                self._delete(transaction, container, orphans, in_guest=True)
             else:
                 transaction.update_container(container)
         entry.container = container
         entry.wake(WaitCondition.NOT_RUNNING, WaitCondition.NEXT_EXIT)
         self.on_exit(entry)
         if remove:
-            self._forget(entry)
+            self._forget(entry, orphans)
 
     def start_failed(self, entry: Entry, code: int, error: str) -> None:
         """The process did not start: code and text are kept, the status stays as it was."""
         container = replace(entry.container, exit_code=code, error=error)
         remove = container.auto_remove and not entry.restarting
+        orphans = self._orphans(entry) if remove else ()
         with self._events.transaction() as transaction:
             if remove:
-                transaction.delete_container(container.id, in_guest=True)
-                transaction.add_event(container_event(container, "destroy"))
+                self._delete(transaction, container, orphans, in_guest=True)
             else:
                 transaction.update_container(container)
         entry.container = container
@@ -255,15 +264,16 @@ class Registry:
         if remove:
             # Waiters get the code only: the error is the start's answer, and not a failed wait.
             entry.container = replace(container, error="")
-            self._forget(entry)
+            self._forget(entry, orphans)
 
-    def remove(self, entry: Entry) -> None:
-        """Forget it; the guest is told in its own time."""
+    def remove(self, entry: Entry, *, volumes: bool = False) -> None:
+        """Forget it; the guest is told in its own time. `volumes`: its anonymous ones go too."""
         container = entry.container
+        orphans = self._orphans(entry) if volumes else ()
         with self._events.transaction() as transaction:
-            transaction.delete_container(container.id, in_guest=container.exit_code is not None)
-            transaction.add_event(container_event(container, "destroy"))
-        self._forget(entry)
+            in_guest = container.exit_code is not None
+            self._delete(transaction, container, orphans, in_guest=in_guest)
+        self._forget(entry, orphans)
 
     def rename(self, entry: Entry, name: str) -> None:
         container = replace(entry.container, name=name)
@@ -279,11 +289,28 @@ class Registry:
     def running(self) -> Iterable[Entry]:
         return [entry for entry in self if entry.container.running]
 
+    def _orphans(self, entry: Entry) -> tuple[Volume, ...]:
+        """The anonymous volumes that nobody has when this container is gone."""
+        others = (other.container for other in self if other is not entry)
+        return self._volumes.orphans(entry.container, others)
+
+    def _delete(
+        self,
+        transaction: Transaction,
+        container: Container,
+        volumes: Iterable[Volume],
+        *,
+        in_guest: bool,
+    ) -> None:
+        transaction.delete_container(container.id, in_guest=in_guest)
+        transaction.add_event(container_event(container, "destroy"))
+        self._volumes.drop_rows(transaction, volumes)
+
     def _put(self, entry: Entry) -> None:
         self._entries[entry.container.id] = entry
         self._ids[entry.container.name] = entry.container.id
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: Entry, volumes: Iterable[Volume]) -> None:
         del self._entries[entry.container.id]
         del self._ids[entry.container.name]
         entry.gone = True
@@ -291,3 +318,4 @@ class Registry:
             entry.abandon_waiting()
         entry.wake(*WaitCondition)
         self.on_removed(entry)
+        self._volumes.dropped(volumes)

@@ -1,20 +1,23 @@
-"""Telling the guest which containers are gone.
+"""Telling the guest which containers and volumes are gone.
 
 A removal is complete for everybody once its row is deleted; what the guest keeps of the container
-is noted in the same transaction and removed when nobody reads its output any more. A machine is
-never started for that: what waits is done at its next start.
+or the volume is noted in the same transaction and removed when nobody reads its output any more. A
+machine is never started for that: what waits is done at its next start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from wherry.engine.guest import Guest
 from wherry.engine.images import Images
 from wherry.engine.model import SHORT_ID
 from wherry.engine.registry import Entry
 from wherry.engine.state import State
+from wherry.engine.volumes import VolumeTable
 from wherry.errors import WherryError
 
 log = logging.getLogger(__name__)
@@ -23,8 +26,10 @@ log = logging.getLogger(__name__)
 class Removals:
     """The removals that the guest still has to make."""
 
-    def __init__(self, state: State, guest: Guest, images: Images) -> None:
+    def __init__(self, state: State, guest: Guest, images: Images, volumes: VolumeTable) -> None:
         self._state = state
+        self._volumes = volumes
+        volumes.on_dropped = lambda volume: self._schedule_volume(volume.directory)
         self._images = images
         self._guest = guest
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -37,6 +42,8 @@ class Removals:
         """The machine is up: do what waits."""
         for container_id in self._state.removals():
             self._schedule(container_id, None)
+        for directory in self._state.volume_removals():
+            self._schedule_volume(directory)
 
     async def close(self) -> None:
         tasks = tuple(self._tasks.values())
@@ -45,10 +52,29 @@ class Removals:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _schedule(self, container_id: str, released: asyncio.Event | None) -> None:
-        if container_id not in self._tasks:
-            task = asyncio.ensure_future(self._remove(container_id, released))
-            self._tasks[container_id] = task
-            task.add_done_callback(lambda _task: self._tasks.pop(container_id, None))
+        self._begin(container_id, lambda: self._remove(container_id, released))
+
+    def _schedule_volume(self, directory: str) -> None:
+        self._begin(f"volume:{directory}", lambda: self._remove_volume(directory))
+
+    def _begin(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if key not in self._tasks:
+            task = asyncio.ensure_future(work())
+            self._tasks[key] = task
+            task.add_done_callback(lambda _task: self._tasks.pop(key, None))
+
+    async def _remove_volume(self, directory: str) -> None:
+        link = self._guest.steady_link
+        if link is None:
+            return  # as in `_remove`
+        try:
+            await link.call("volume.remove", {"name": directory})
+            with self._state.transaction() as transaction:
+                transaction.delete_volume_removal(directory)
+        except WherryError as error:
+            log.warning("volume %s is not removed yet: %s", directory, error)
+            return
+        self._volumes.left(directory)
 
     async def _remove(self, container_id: str, released: asyncio.Event | None) -> None:
         if released is not None:

@@ -6,18 +6,18 @@ guest can know is left to it: `root.path`, the overlay, and what a user's name m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wherry.engine.config import CPU_PERIOD
 from wherry.engine.model import SHORT_ID, Container, Json
+from wherry.engine.spec_mounts import runtime_mounts
 from wherry.errors import InvalidInput
 
 OCI_VERSION = "1.2.0"
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-DEFAULT_SHM_SIZE = 64 * 1024 * 1024
 
 DEFAULT_CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
@@ -63,11 +63,17 @@ class Facts:
     dns: tuple[str, ...] = ()
 
 
-def start_params(container: Container, layers: Sequence[str], facts: Facts) -> Json:
+def start_params(
+    container: Container,
+    layers: Sequence[str],
+    facts: Facts,
+    directory: Callable[[str], str] = str,
+) -> Json:
     """The parameters of the agent's `container.start` (docs/agent-calls.md).
 
     Args:
         layers: the diffIDs to stack, lowest first.
+        directory: a volume's name to its directory's in the guest.
 
     Raises:
         InvalidInput: a capability's name is none.
@@ -75,7 +81,7 @@ def start_params(container: Container, layers: Sequence[str], facts: Facts) -> J
     size = console_size(container.host_config.get("ConsoleSize"))
     return {
         "id": container.id,
-        "spec": runtime_spec(container, facts),
+        "spec": runtime_spec(container, facts, directory),
         "layers": list(layers),
         "tty": container.tty,
         "open_stdin": bool(container.config.get("OpenStdin")),
@@ -85,7 +91,7 @@ def start_params(container: Container, layers: Sequence[str], facts: Facts) -> J
     }
 
 
-def runtime_spec(container: Container, facts: Facts) -> Json:
+def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], str] = str) -> Json:
     """The OCI runtime spec, version 1.2. Raises InvalidInput for an unknown capability."""
     host_config = container.host_config
     privileged = bool(host_config.get("Privileged"))
@@ -94,7 +100,7 @@ def runtime_spec(container: Container, facts: Facts) -> Json:
         "process": _process(container, facts),
         "root": {"path": "rootfs", "readonly": bool(host_config.get("ReadonlyRootfs"))},
         "hostname": hostname(container, facts),
-        "mounts": _mounts(host_config, privileged),
+        "mounts": runtime_mounts(container, directory),
         "linux": {
             "namespaces": _namespaces(host_config),
             "resources": _resources(host_config) | {"devices": _device_rules(privileged)},
@@ -206,38 +212,6 @@ def _names(entries: Sequence[str]) -> set[str]:
                 raise InvalidInput(f'invalid capability: unknown capability: "{entry}"')
         names.add(name)
     return names
-
-
-def _mounts(host_config: Mapping[str, Any], privileged: bool) -> list[Json]:
-    access = "rw" if privileged else "ro"
-    shm_size = host_config.get("ShmSize") or DEFAULT_SHM_SIZE
-    mounts = [
-        _mount("/proc", "proc", "proc", "nosuid,noexec,nodev"),
-        _mount("/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
-        _mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5",
-        ),
-        _mount("/sys", "sysfs", "sysfs", f"nosuid,noexec,nodev,{access}"),
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", f"{access},nosuid,noexec,nodev"),
-        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev"),
-        _mount("/dev/shm", "tmpfs", "shm", f"nosuid,noexec,nodev,mode=1777,size={shm_size}"),
-    ]
-    for target, options in sorted((host_config.get("Tmpfs") or {}).items()):
-        given = f"noexec,nosuid,nodev,{options}" if options else "noexec,nosuid,nodev"
-        mounts.append(_mount(target, "tmpfs", "tmpfs", given))
-    return mounts
-
-
-def _mount(destination: str, kind: str, source: str, options: str) -> Json:
-    return {
-        "destination": destination,
-        "type": kind,
-        "source": source,
-        "options": options.split(","),
-    }
 
 
 def _namespaces(host_config: Mapping[str, Any]) -> list[Json]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wherry.engine.attach import StreamAttachment
@@ -18,6 +19,7 @@ from wherry.engine.guest import START_TIMEOUT, Guest, log_end, number, open_log
 from wherry.engine.ports import LinkPort, StreamPort
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.spec import Facts, start_params
+from wherry.engine.volumes import VolumeTable
 from wherry.errors import AgentError, WherryError
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,11 @@ class _Run:
 class Starter:
     """Starts containers of one machine and ties attachments to them."""
 
-    def __init__(self, registry: Registry, guest: Guest, facts: Facts) -> None:
+    def __init__(
+        self, registry: Registry, guest: Guest, facts: Facts, volumes: VolumeTable
+    ) -> None:
         self._registry = registry
+        self._directory: Callable[[str], str] = lambda name: volumes.find(name).directory
         self._guest = guest
         self._facts = facts
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,7 +81,7 @@ class Starter:
     async def _start(self, entry: Entry) -> None:
         container = entry.container
         link, layers = await self._guest.prepare(container)
-        params = start_params(container, layers, self._facts)
+        params = start_params(container, layers, self._facts, self._directory)
         position = container.log_bytes
         if position is None:
             position = await log_end(link, container.id)
