@@ -14,6 +14,7 @@ from pathlib import Path
 from harness import Wherry
 from rootfs import debian_tar
 
+from wherry.machine import create_machine, default_config
 from wherry.machine.accel import host_arch
 from wherry.machine.image import prepare_image
 from wherry.paths import Home
@@ -92,7 +93,7 @@ class Bench:
     def commands(self, name: str, memory_mib: int) -> Iterator[Wherry]:
         """The command line on a home of its own. Its machine ends with the block."""
         home = self.home(name)
-        home.settings_file.write_text(f"memory_mib: {memory_mib}\ncpus: {CPUS}\n")
+        create_machine(home, "default", default_config(self.settings(memory_mib)))
         wherry = Wherry(home, extra_environment=self.byte_code)
         try:
             wherry.run("--help", check=True)  # compiles
