@@ -73,6 +73,7 @@ class Client:
         *,
         query: Mapping[str, object] | None = None,
         body: object = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One request and its whole answer.
 
@@ -85,14 +86,14 @@ class Client:
             self._shared = _Http(self._open())
         http = self._shared
         try:
-            http.send(method, _target(path, query), body)
-            status, headers = http.response()
-            reply = Reply(status, headers, b"".join(http.body()))
+            http.send(method, _target(path, query), body, headers)
+            status, received = http.response()
+            reply = Reply(status, received, b"".join(http.body()))
         except (ConnectionError, h11.RemoteProtocolError) as error:
             self.close()
             if fresh or method != "GET":  # what may have been carried out is not sent twice
                 raise self._ended() from error
-            return self.request(method, path, query=query, body=body)
+            return self.request(method, path, query=query, body=body, headers=headers)
         if not http.reusable():
             self._shared = None
         _raise_for(reply)
@@ -105,9 +106,10 @@ class Client:
         *,
         query: Mapping[str, object] | None = None,
         body: object = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """A stream of JSON objects, one per line. Raises as `request`, also in mid-stream."""
-        yield from _json_lines(self.stream(method, path, query=query, body=body))
+        yield from _json_lines(self.stream(method, path, query=query, body=body, headers=headers))
 
     def upload(
         self,
@@ -143,17 +145,18 @@ class Client:
         *,
         query: Mapping[str, object] | None = None,
         body: object = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Iterator[bytes]:
         """The answer's body as it arrives, on a connection of its own; the request is sent now."""
         http = _Http(self._open())
         try:
-            http.send(method, _target(path, query), body)
-            status, headers = http.response()
+            http.send(method, _target(path, query), body, headers)
+            status, received = http.response()
         except (ConnectionError, h11.RemoteProtocolError) as error:
             http.close()
             raise self._ended() from error
         if status >= 400:
-            _raise_for(Reply(status, headers, b"".join(self._parts(http))))
+            _raise_for(Reply(status, received, b"".join(self._parts(http))))
         return self._parts(http)
 
     def hijack(
@@ -239,12 +242,21 @@ class _Http:
         self._socket = connection
         self._http = h11.Connection(h11.CLIENT)
 
-    def send(self, method: str, target: str, body: object, *, upgrade: bool = False) -> None:
+    def send(
+        self,
+        method: str,
+        target: str,
+        body: object,
+        more: Mapping[str, str] | None = None,
+        *,
+        upgrade: bool = False,
+    ) -> None:
         payload = b"" if body is None else json.dumps(body).encode()
         headers = [
             ("Host", "wherry"),
             ("User-Agent", f"wherry/{__version__}"),
             ("Content-Length", str(len(payload))),
+            *(more or {}).items(),
         ]
         if body is not None:
             headers.append(("Content-Type", "application/json"))

@@ -127,6 +127,11 @@ class Home:
         return self.root / "layers"
 
     @property
+    def manifests(self) -> Path:
+        """Manifest lists that are not pushed yet."""
+        return self.root / "manifests"
+
+    @property
     def ingest(self) -> Path:
         """Downloads that are not complete; on the store's file system, so that rename is atomic."""
         return self.root / "ingest"

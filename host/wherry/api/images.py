@@ -48,15 +48,25 @@ def registry_auth(header: str) -> dict[str, Any] | None:
     Raises:
         InvalidInput: not base64url of a JSON object.
     """
-    if not header:
-        return None
-    try:
-        data = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput("X-Registry-Auth is not base64url-encoded JSON") from error
-    if not isinstance(data, dict):
-        raise InvalidInput("X-Registry-Auth must be a JSON object")
+    data = decoded_header("X-Registry-Auth", header)
     return data if any(data.values()) else None
+
+
+def decoded_header(name: str, value: str) -> dict[str, Any]:
+    """A header that holds base64url of a JSON object; {} when it is empty.
+
+    Raises:
+        InvalidInput: it holds something else.
+    """
+    if not value:
+        return {}
+    try:
+        data = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"{name} is not base64url-encoded JSON") from error
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{name} must be a JSON object")
+    return data
 
 
 def progress_message(event: PullEvent) -> Message:

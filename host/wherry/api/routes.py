@@ -11,6 +11,7 @@ _TABLE: tuple[Route, ...] = (
     *system.TABLE,
     *containers.TABLE,
     *snapshots.TABLE,
+    *distribution.TABLE,
     *images.TABLE,
     *volumes.TABLE,
     *machine.TABLE,

@@ -36,11 +36,14 @@ _CREATED_BY_WIDTH = 45
 @click.command("pull")
 @click.option("-q", "--quiet", is_flag=True, help="Only the image's name.")
 @click.option("--platform", metavar="OS/ARCH", help="The platform to fetch.")
+@click.option("--all-platforms", is_flag=True, help="Also keep those of all other platforms.")
 @click.argument("image")
 @pass_app
-def pull_command(app: App, quiet: bool, platform: str | None, image: str) -> None:
+def pull_command(
+    app: App, quiet: bool, platform: str | None, all_platforms: bool, image: str
+) -> None:
     """Fetch IMAGE from a registry."""
-    progress.pull(app, image, platform=platform, quiet=quiet)
+    progress.pull(app, image, platform=platform, quiet=quiet, all_platforms=all_platforms)
     click.echo(image)
 
 

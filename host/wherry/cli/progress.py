@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wherry.cli.app import App
     from wherry.client import Client
 
-_DONE = ("Pull complete", "Already exists")
+_DONE = ("Pull complete", "Already exists", "Pushed", "Layer already exists", "Mounted from")
 
 
 def ensure_machine(client: Client, *, quiet: bool = False) -> None:
@@ -59,8 +59,14 @@ def follow(lines: Iterable[dict[str, Any]], result: str, *, quiet: bool) -> Any:
     return found
 
 
-def show_pull(lines: Iterable[dict[str, Any]], *, quiet: bool) -> None:
-    """Draw a pull as Docker does: a bar per layer on a terminal, a line per event elsewhere."""
+def show_pull(
+    lines: Iterable[dict[str, Any]], *, quiet: bool, results: list[Any] | None = None
+) -> None:
+    """Draw a pull or push as Docker does: a bar per layer on a terminal, else a line per event.
+
+    Args:
+        results: gets what stands under `aux`.
+    """
     live = sys.stderr.isatty() and not quiet
     bars = _bars() if live else None
     tasks: dict[str, Any] = {}
@@ -71,11 +77,16 @@ def show_pull(lines: Iterable[dict[str, Any]], *, quiet: bool) -> None:
         for line in lines:
             status, layer = line.get("status", ""), line.get("id", "")
             detail = line.get("progressDetail") or {}
+            if "aux" in line:
+                if results is not None:
+                    results.append(line["aux"])
+                continue
             if bars and layer:
                 if layer not in tasks:
                     tasks[layer] = bars.add_task(layer, total=None)
-                total = detail.get("total") or (1 if status in _DONE else None)
-                done = total if status in _DONE else detail.get("current", 0)
+                complete = status.startswith(_DONE)
+                total = detail.get("total") or (1 if complete else None)
+                done = total if complete else detail.get("current", 0)
                 bars.update(
                     tasks[layer], description=f"{layer}: {status}", completed=done, total=total
                 )
@@ -89,11 +100,21 @@ def show_pull(lines: Iterable[dict[str, Any]], *, quiet: bool) -> None:
             bars.stop()
 
 
-def pull(app: App, image: str, *, platform: str | None, quiet: bool) -> None:
+def pull(
+    app: App, image: str, *, platform: str | None, quiet: bool, all_platforms: bool = False
+) -> None:
     """Pull `image` and show how that goes."""
+    from wherry.cli.logins import login_header  # here: `run` needs it only when it pulls
+
     name, tag = split_name(image)
-    query = {"fromImage": name, "tag": tag, "platform": platform}
-    show_pull(app.client.lines("POST", "/images/create", query=query), quiet=quiet)
+    query = {
+        "fromImage": name,
+        "tag": tag,
+        "platform": platform,
+        "allPlatforms": all_platforms or None,
+    }
+    lines = app.client.lines("POST", "/images/create", query=query, headers=login_header(image))
+    show_pull(lines, quiet=quiet)
 
 
 def split_name(image: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from wherry.engine import adopt, facts
 from wherry.engine.containers import Containers
+from wherry.engine.distribution import Distribution
 from wherry.engine.events import EventBus, container_event
 from wherry.engine.execs import Execs, exec_exit
 from wherry.engine.guest import Guest
@@ -67,6 +68,7 @@ class Engine:
         self._guest = Guest(machine, store)
         prefix = f"container:{machine_name}:"
         self.images = Images(store, machine, self._registry, self.events, prefix)
+        self.distribution = Distribution(store, self.events)
         self._removals = Removals(state, self._guest, self.images, volumes)
         self.volumes = Volumes(
             volumes,

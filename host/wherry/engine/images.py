@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+from wherry.engine.background import in_thread
 from wherry.engine.events import EventBus
 from wherry.engine.model import SHORT_ID, Event
 from wherry.engine.ports import MachinePort, Progress, StorePort
@@ -73,7 +74,7 @@ class Images:
         """
         if ref in _BUILTIN_NAMES:
             return await self.ensure_builtin()
-        image = await asyncio.to_thread(
+        image = await in_thread(
             self._store.pull, ref, platform=platform, auth=auth, progress=progress
         )
         self._publish("pull", ref, ref)

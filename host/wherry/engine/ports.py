@@ -63,6 +63,8 @@ class LinkPort(Protocol):
 class StorePort(Protocol):
     """The image store: synchronous, thread-safe, called in threads."""
 
+    @property
+    def distribution(self) -> Any: ...
     def resolve(self, ref: str, platform: str | None = None) -> Image: ...
     def pull(
         self,

@@ -10,28 +10,28 @@ from typing import Any
 
 import msgspec
 
-from wherry.errors import ImageNotFound, InvalidInput, RegistryError, Unauthorized
+from wherry.errors import ImageNotFound, InvalidInput, Unauthorized
 from wherry.images.clients import Auth, Registries, credentials_for
-from wherry.images.documents import Document, parse_document
-from wherry.images.media import CONFIG_TYPES, Descriptor, MediaError, digest_of
+from wherry.images.documents import Document
+from wherry.images.manifest_lists import ManifestLists
 from wherry.images.parts import Parts, disk_errors
 from wherry.images.platform import matches, parse_platform
 from wherry.images.progress import PullEvent, Reporter
 from wherry.images.push import Pushed, index_of, missing_of, push_image
 from wherry.images.reference import LOCAL_DOMAIN, Reference, parse_reference
-from wherry.images.registry import RegistryClient
+from wherry.images.remote import fetch_document, platforms_of
+from wherry.paths import Home
 
 Progress = Callable[[PullEvent], None]
 
-_MAX_CONFIG_BYTES = 4 << 20
-
 
 class Distribution:
-    """Registries, for the images of one store."""
+    """Registries, for the images of one store. Attributes: `lists`, manifest lists."""
 
-    def __init__(self, parts: Parts, registries: Registries) -> None:
+    def __init__(self, parts: Parts, registries: Registries, home: Home) -> None:
         self._parts = parts
         self._registries = registries
+        self.lists = ManifestLists(home.manifests, registries)
 
     def push(
         self,
@@ -110,30 +110,26 @@ class Distribution:
         """
         reference = parse_reference(ref).with_default_tag()
         client = self._registries.client(reference.domain, auth)
-        document = self.fetch(client, reference)
-        if document.children:
-            platforms = [_platform_fields(it) for it in document.children if it.platform]
-        else:
-            platforms = [self._platform_of(client, reference, document)]
+        document = fetch_document(client, reference)
+        platforms = platforms_of(client, reference, document)
         return {"Descriptor": document.descriptor(), "Platforms": platforms}
 
-    def fetch(self, client: RegistryClient, reference: Reference) -> Document:
-        """A manifest or index from its registry."""
-        wanted = reference.digest or reference.tag or ""
-        reply = client.manifest(reference.path, wanted)
-        try:
-            return parse_document(reply.body, reply.media_type)
-        except MediaError as error:
-            raise RegistryError(f"{reference.familiar}: {error}") from error
+    def inspect(self, ref: str, auth: Auth = None) -> list[dict[str, Any]]:
+        """The manifest or index of a name in its registry, and the manifests of an index:
+        [{Ref, Descriptor, Manifest (the JSON)}], the first of the name itself.
 
-    def _platform_of(
-        self, client: RegistryClient, reference: Reference, document: Document
-    ) -> dict[str, Any]:
-        """A manifest says its platform in its config only."""
-        config = document.blobs[0] if document.blobs else None
-        if config is None or config.media_type not in CONFIG_TYPES:
-            return {"architecture": "", "os": ""}
-        return config_platform(client, reference.path, config)
+        Raises:
+            as `describe`.
+        """
+        reference = parse_reference(ref).with_default_tag()
+        client = self._registries.client(reference.domain, auth)
+        document = fetch_document(client, reference)
+        found = [_described(reference, document, {})]
+        if document.is_index:
+            for entry in msgspec.json.decode(document.body)["manifests"]:
+                child = reference.with_digest(entry["digest"])
+                found.append(_described(child, fetch_document(client, child), entry))
+        return found
 
     def _whole_index(self, image_id: str, target: Reference) -> str | None:
         index = index_of(self._parts, image_id, str(target))
@@ -147,29 +143,11 @@ class Distribution:
         return index
 
 
-def config_platform(client: RegistryClient, repository: str, config: Descriptor) -> dict[str, Any]:
-    """The platform in an image config, as an index would say it."""
-    if config.size > _MAX_CONFIG_BYTES:
-        raise RegistryError(f"{repository}: a config of {config.size} bytes is too large")
-    data = b"".join(client.blob(repository, config))
-    if digest_of(data) != config.digest:
-        raise RegistryError(f"{repository}: blob {config.digest} has another digest")
-    try:
-        fields = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{repository}: its config is malformed: {error}") from error
-    names = ("architecture", "os", "variant", "os.version", "os.features")
-    return _present({name: fields.get(name) for name in names})
-
-
-def _platform_fields(entry: Descriptor) -> dict[str, Any]:
-    platform = entry.platform
-    assert platform is not None
-    return _present(
-        {"architecture": platform.architecture, "os": platform.os, "variant": platform.variant}
-    )
-
-
-def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is not said."""
-    return {name: value for name, value in fields.items() if value}
+def _described(
+    reference: Reference, document: Document, entry: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "Ref": str(reference),
+        "Descriptor": document.descriptor() | dict(entry),
+        "Manifest": msgspec.json.decode(document.body),
+    }

@@ -14,6 +14,7 @@ import msgspec
 
 from wherry.images.media import (
     DOCKER_SCHEMA1,
+    INDEX_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
@@ -44,6 +45,10 @@ class Document:
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: Mapping[str, str] | None = None
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEX_TYPES or bool(self.children)
 
     def descriptor(self) -> dict[str, Any]:
         """How an index names it."""

@@ -86,14 +86,7 @@ def push_image(
         reporter.say(f"The push refers to repository [{target.name}]")
         root = _read(parts, index or row.manifest_digest)
         if index is None:
-            root = with_compressed_layers(
-                parts,
-                remotes,
-                root,
-                holder,
-                reporter.stop,
-                lambda layer: reporter.layer(layer.digest, "Preparing"),
-            )
+            root = with_compressed_layers(parts, remotes, root, holder, reporter.stop)
             parts.db.lease(holder, [root.digest], LEASE_SECONDS)
             parts.layout.write(root.body)
         plan = plan_push(parts, root)
@@ -143,7 +136,7 @@ def index_of(parts: Parts, image_id: str, name: str | None) -> str | None:
     candidates = [log[0].digest] if log and log[0].digest else []
     for digest in [*candidates, *Remotes(parts.db).digests_of(image_id)]:
         body = parts.layout.cached(digest, MAX_MANIFEST_BYTES)
-        if body is not None and parse_document(body).children:
+        if body is not None and parse_document(body).is_index:
             return digest
     return None
 
@@ -242,7 +235,7 @@ class _Push:
             sent,
         )
         if shown:
-            self._reporter.layer(blob.digest, _words(pushed), blob.size, blob.size)
+            self._reporter.layer(blob.digest, _words(pushed))
 
     def _content(self, blob: Descriptor, start: int, end: int) -> Iterator[bytes]:
         path = self._parts.layout.blob_path(blob.digest)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from wherry.errors import Conflict, ImageNotFound, StorageError
+from wherry.images.archive_store import Archives
 from wherry.images.clients import Auth, Registries
 from wherry.images.committing import Commit, commit_image
 from wherry.images.convert import OWN_PROCESS_BYTES
@@ -36,11 +37,14 @@ from wherry.images.reference import (
     parse_tagged,
 )
 from wherry.images.remotes import Remotes
+from wherry.images.rebuild import rebuild_if_lost
+from wherry.images.refetch import Refetcher
 from wherry.images.retry import RetryPolicy
 from wherry.images.store_db import LayerRow, StoreDb
 from wherry.images.taking import take
 from wherry.images.transport import Transport
 from wherry.images.trust import default_trust
+from wherry.images.upkeep import Upkeep
 from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -59,7 +63,9 @@ class ImageStore:
         own_process_bytes: as `LayerStore`'s.
 
     Attributes:
+        archives: save, load, import.
         distribution: registries, beside pulling.
+        upkeep: sizes, pruning, verification, and what is in images.
 
     All methods raise StorageError when the disk is full or the store is damaged.
     """
@@ -99,8 +105,12 @@ class ImageStore:
                 self._layers,
                 self._finder,
             )
+            rebuild_if_lost(self._parts)
             self._parts.settle()
-        self.distribution = Distribution(self._parts, self._registries)
+        refetcher = Refetcher(self._parts, self._registries)
+        self.archives = Archives(self._parts, refetcher)
+        self.upkeep = Upkeep(self._parts, refetcher, self.layer_files)
+        self.distribution = Distribution(self._parts, self._registries, home)
 
     def close(self) -> None:
         self._transport.close()
@@ -234,7 +244,9 @@ class ImageStore:
             ImageNotFound, InvalidReference.
         """
         target = str(parse_tagged(name))
-        self._db.set_tag(target, self._finder.find(ref))
+        named = self._finder.named(ref)
+        digest = named.digest if named is not None else None
+        self._db.set_tag(target, self._finder.find(ref), digest)
         with disk_errors():
             self._parts.settle()
 

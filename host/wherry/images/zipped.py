@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,20 +47,18 @@ def with_compressed_layers(
     document: Document,
     holder: str,
     stop: threading.Event,
-    on_start: Callable[[Descriptor], None],
 ) -> Document:
     """The manifest with gzip in the place of uncompressed layers; the same one when it has none.
 
     Args:
         holder: whose lease is to keep the new blobs.
-        on_start: told of a layer whose compression begins.
     """
     plain = [it for it in document.blobs if it.media_type in _GZIP_TYPES and _is_plain(parts, it)]
     if not plain:
         return document
 
     def compressed(layer: Descriptor) -> tuple[str, Descriptor]:
-        return layer.digest, _compressed(parts, remotes, layer, holder, stop, on_start)
+        return layer.digest, _compressed(parts, remotes, layer, holder, stop)
 
     with ThreadPoolExecutor(cpu_count(), "gzip") as pool:
         try:
@@ -90,7 +87,6 @@ def _compressed(
     layer: Descriptor,
     holder: str,
     stop: threading.Event,
-    on_start: Callable[[Descriptor], None],
 ) -> Descriptor:
     media_type = _GZIP_TYPES[layer.media_type]
     with parts.ingest.working_on(layer.digest, stop=stop):
@@ -101,7 +97,6 @@ def _compressed(
                 return Descriptor(media_type, known, size)
             except FileNotFoundError:
                 pass  # it was removed since: once more
-        on_start(layer)
         with parts.ingest.new_file(layer.digest, "gzip") as target:
             digest, size = _write_gzip(parts, layer.digest, target, stop)
             parts.db.lease(holder, [digest], LEASE_SECONDS)
