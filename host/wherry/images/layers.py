@@ -268,6 +268,12 @@ class LayerStore:
             move_into_place(target, self.path(done.diff_id))
             self._db.add_layer(done.diff_id, FORMAT, done)
 
+    def replace(self, target: Path, done: ConvertedLayer) -> None:
+        """Put a finished file in the place of a damaged one. A machine that has that open keeps it
+        until it lets go of the layer."""
+        move_into_place(target, self.path(done.diff_id))
+        self._db.add_layer(done.diff_id, FORMAT, done)
+
     def files(self, diff_ids: Sequence[str]) -> list[LayerFile]:
         """The layers to stack, lowest first, for layers that are present.
 

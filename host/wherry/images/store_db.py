@@ -54,6 +54,14 @@ class StoreDb:
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
+    def rebuild_pending(self) -> bool:
+        """Whether the database is new, and nobody has looked for what an older one knew."""
+        return bool(self.rows("SELECT 1 FROM rebuild WHERE pending"))
+
+    def rebuilt(self) -> None:
+        with self.write() as connection:
+            connection.execute("UPDATE rebuild SET pending = 0")
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()
@@ -168,6 +176,11 @@ class StoreDb:
         )
         return [LayerRow(*row) for row in found]  # type: ignore[arg-type]  # STRICT table
 
+    def objects_of(self, image_id: str) -> list[str]:
+        """All objects that an image needs."""
+        found = self.rows("SELECT object FROM image_objects WHERE image_id = ?", image_id)
+        return [str(row[0]) for row in found]
+
     def add_image(
         self,
         row: ImageRow,
@@ -272,6 +285,10 @@ class StoreDb:
                 ),
             )
 
+    def note_dropped(self, blob: str) -> None:
+        with self.write() as connection:
+            connection.execute("INSERT OR IGNORE INTO dropped VALUES (?)", (blob,))
+
     def is_dropped(self, blob: str) -> bool:
         """Whether a layer's blob was given up: its EROFS file stays, and a registry has it."""
         return bool(self.rows("SELECT 1 FROM dropped WHERE blob = ?", blob))
@@ -352,7 +369,14 @@ class StoreDb:
                     connection.execute(f"PRAGMA user_version = {version}")
 
     def _failure(self, error: sqlite3.Error) -> StorageError:
-        return StorageError(f"{self._path}: {error}", hint="is the disk full or not writable?")
+        damaged = isinstance(error, sqlite3.DatabaseError) and any(
+            words in str(error) for words in ("malformed", "not a database")
+        )
+        hint = "move it away: what it knew is read again from index.json and the blobs"
+        return StorageError(
+            f"{self._path}: {error}",
+            hint=hint if damaged else "is the disk full or not writable?",
+        )
 
 
 def _forget_image(connection: sqlite3.Connection, image_id: str) -> None:

@@ -66,6 +66,11 @@ MIGRATIONS = (
     ) STRICT;
     CREATE TABLE compressed (diff_id TEXT PRIMARY KEY, blob TEXT NOT NULL) STRICT
     """,
+    # Whether what is on disk is still to be looked at: the database is new, or the old one is lost.
+    """
+    CREATE TABLE rebuild (pending INTEGER NOT NULL) STRICT;
+    INSERT INTO rebuild SELECT count(*) = 0 FROM images
+    """,
 )
 """One script per schema version, `PRAGMA user_version`. Add to the end; never change one."""
 

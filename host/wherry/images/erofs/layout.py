@@ -30,7 +30,7 @@ FEATURE_INCOMPAT_CHUNKED_FILE = 0x4
 # build_time_nsec, blocks, meta_blkaddr, xattr_blkaddr, uuid, volume_name, feature_incompat,
 # u1, extra_devices, devt_slotoff, dirblkbits, xattr_prefix_count, xattr_prefix_start,
 # packed_nid, xattr_filter_reserved, reserved2
-_SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
+SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 
 SLOT = 32  # an inode's offset is meta_blkaddr * BLOCK_SIZE + nid * SLOT
 INODE_SIZE = 64  # struct erofs_inode_extended
@@ -55,17 +55,17 @@ NAME_MAX = 255  # EROFS_NAME_LEN
 _DIRENT_SIZE = 12  # nid, nameoff, file_type, reserved
 
 # Name prefixes that an index replaces (EROFS_XATTR_INDEX_*). The kernel knows no others.
-_XATTR_PREFIXES = (
+XATTR_PREFIXES = (
     (b"user.", 1),
     (b"system.posix_acl_access", 2),
     (b"system.posix_acl_default", 3),
     (b"trusted.", 4),
     (b"security.", 6),
 )
-_XATTR_BODY = struct.Struct("<IB7x")  # h_name_filter, h_shared_count
-_XATTR_ENTRY = struct.Struct("<BBH")  # e_name_len, e_name_index, e_value_size
+XATTR_BODY = struct.Struct("<IB7x")  # h_name_filter, h_shared_count
+XATTR_ENTRY = struct.Struct("<BBH")  # e_name_len, e_name_index, e_value_size
 XATTR_VALUE_MAX = 0xFFFF
-_XATTR_BODY_MAX = _XATTR_BODY.size + 4 * (0xFFFF - 1)  # i_xattr_icount has 16 bits
+_XATTR_BODY_MAX = XATTR_BODY.size + 4 * (0xFFFF - 1)  # i_xattr_icount has 16 bits
 
 
 def super_block_area(
@@ -94,9 +94,9 @@ def super_block_area(
         *(0,) * 8,
     ]
     size = BLOCK_SIZE - SUPER_OFFSET
-    area = (_SUPER.pack(*fields) + rest).ljust(size, b"\0")
+    area = (SUPER.pack(*fields) + rest).ljust(size, b"\0")
     fields[1] = crc32c(area)
-    return (_SUPER.pack(*fields) + rest).ljust(size, b"\0")
+    return (SUPER.pack(*fields) + rest).ljust(size, b"\0")
 
 
 def xattr_body(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -112,11 +112,11 @@ def xattr_body(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
             raise ValueError(f"the namespace of {name!r} cannot be represented")
         if len(suffix) > NAME_MAX or len(value) > XATTR_VALUE_MAX:
             raise ValueError(f"the extended attribute {name[:60]!r} is too long")
-        entry = _XATTR_ENTRY.pack(len(suffix), index, len(value)) + suffix + value
+        entry = XATTR_ENTRY.pack(len(suffix), index, len(value)) + suffix + value
         parts.append(entry + bytes(-len(entry) % 4))
     if len(parts) == 1:
         return b""
-    parts[0] = _XATTR_BODY.pack(0, 0)
+    parts[0] = XATTR_BODY.pack(0, 0)
     body = b"".join(parts)
     if len(body) > _XATTR_BODY_MAX:
         raise ValueError("its extended attributes are too long together")
@@ -125,7 +125,7 @@ def xattr_body(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def xattr_index(name: bytes) -> tuple[int, bytes] | None:
     """The index and the rest of an xattr's name; None when its namespace has no index."""
-    for prefix, index in _XATTR_PREFIXES:
+    for prefix, index in XATTR_PREFIXES:
         if name.startswith(prefix):
             suffix = name[len(prefix) :]
             # The ACLs' names are whole, the others are prefixes of something.
@@ -136,7 +136,12 @@ def xattr_index(name: bytes) -> tuple[int, bytes] | None:
 
 def xattr_count(body: bytes) -> int:
     """i_xattr_icount of an inode with that xattr body."""
-    return (len(body) - _XATTR_BODY.size) // 4 + 1 if body else 0
+    return (len(body) - XATTR_BODY.size) // 4 + 1 if body else 0
+
+
+def xattr_body_size(count: int) -> int:
+    """Bytes of the xattr body that an i_xattr_icount stands for."""
+    return XATTR_BODY.size + 4 * (count - 1) if count else 0
 
 
 def device_number(major: int, minor: int) -> int:
