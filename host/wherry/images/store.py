@@ -32,13 +32,13 @@ from wherry.images.pull import (
     RegistrySource,
     find_image,
 )
+from wherry.images.rebuild import rebuild_if_lost
 from wherry.images.reference import (
     parse_reference,
     parse_tagged,
 )
-from wherry.images.remotes import Remotes
-from wherry.images.rebuild import rebuild_if_lost
 from wherry.images.refetch import Refetcher
+from wherry.images.remotes import Remotes
 from wherry.images.retry import RetryPolicy
 from wherry.images.store_db import LayerRow, StoreDb
 from wherry.images.taking import take
