@@ -152,6 +152,11 @@ class Home:
         return self.root / "locks"
 
     @property
+    def image_locks(self) -> Path:
+        """Which packages bootstrapped images consist of, a file for each set of names."""
+        return self.vm_locks / "images"
+
+    @property
     def probes(self) -> Path:
         """What was found out about this host's accelerators, per QEMU binary."""
         return self.root / "cache" / "probes.json"

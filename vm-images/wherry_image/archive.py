@@ -63,7 +63,8 @@ class Package:
     """One binary package of an index.
 
     `depends_field` is Pre-Depends and Depends as written, parsed only for the few packages that are
-    looked at. `path` starts with the archive: `debian/pool/main/…`.
+    looked at. `path` starts with the archive: `debian/pool/main/…`. `basic`: every Debian has it
+    (Essential, or of priority required).
     """
 
     name: str
@@ -74,6 +75,7 @@ class Package:
     path: str
     depends_field: str = ""
     provides: tuple[Relation, ...] = ()
+    basic: bool = False
 
     @property
     def depends(self) -> tuple[tuple[Relation, ...], ...]:
@@ -161,7 +163,8 @@ def _relation(text: str) -> Relation:
 
 
 _WANTED = re.compile(
-    r"^(Package|Version|Architecture|SHA256|Size|Filename|Depends|Pre-Depends|Provides): (.*)$",
+    r"^(Package|Version|Architecture|SHA256|Size|Filename|Depends|Pre-Depends|Provides|Essential"
+    r"|Priority): (.*)$",
     re.M,
 )
 """An index of 50 MB is read in about a second only when nothing but these fields is looked at.
@@ -183,6 +186,7 @@ def _package(stanza: str, archive: str) -> Package:
                 fields[key] for key in ("Pre-Depends", "Depends") if key in fields
             ),
             provides=tuple(relation for (relation,) in parse_relations(provides)),
+            basic=fields.get("Essential") == "yes" or fields.get("Priority") == "required",
         )
     except (KeyError, ValueError) as error:
         raise FormatError(f"a stanza of the package index lacks a field: {error}") from error

@@ -1,4 +1,4 @@
-"""Debian binary packages: an `ar` archive that holds `data.tar.*`, as described in deb(5).
+"""Debian binary packages: an `ar` archive that holds `control.tar.*` and `data.tar.*`: deb(5).
 
 Sans-I/O: bytes in, tar members out. Compressed tar files are read as a stream, so that a package
 costs no more memory than its largest file.
@@ -30,7 +30,8 @@ _AR_END = b"`\n"
 class Member:
     """One entry of a package's file tree. `kind` is file, directory, symlink, hardlink or device.
 
-    `target` is a link's: for a symlink as it stands, for a hardlink a normalised path.
+    `target` is a link's: for a symlink as it stands, for a hardlink a normalised path. Owners are
+    those numbers that are the same in every Debian (base-passwd); `mtime` counts in seconds.
     """
 
     path: str
@@ -38,6 +39,9 @@ class Member:
     permissions: int
     data: bytes = b""
     target: str = ""
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
 
 
 def ar_members(data: bytes) -> Iterator[tuple[str, memoryview]]:
@@ -72,13 +76,27 @@ def data_members(deb: bytes) -> Iterator[Member]:
     Raises:
         FormatError: the package is damaged or compressed in a way that deb(5) does not know.
     """
-    members = ((name, data) for name, data in ar_members(deb) if name.startswith("data.tar"))
-    name, content = next(members, ("", memoryview(b"")))
+    return _members(deb, "data.tar")
+
+
+def control_files(deb: bytes) -> dict[str, bytes]:
+    """What a package says of itself, by name: `control`, `conffiles`, maintainer scripts.
+
+    Raises:
+        FormatError: as `data_members`.
+    """
+    members = _members(deb, "control.tar")
+    return {member.path[1:]: member.data for member in members if member.kind == "file"}
+
+
+def _members(deb: bytes, archive: str) -> Iterator[Member]:
+    found = ((name, data) for name, data in ar_members(deb) if name.startswith(archive))
+    name, content = next(found, ("", memoryview(b"")))
     if not name:
-        raise FormatError("the package has no data.tar")
+        raise FormatError(f"the package has no {archive}")
     try:
         with (
-            _decompressed(name, content) as stream,
+            _decompressed(name, archive, content) as stream,
             tarfile.open(fileobj=stream, mode="r|") as tar,
         ):
             for info in tar:
@@ -88,22 +106,31 @@ def data_members(deb: bytes) -> Iterator[Member]:
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    path, permissions = normal(info.name), info.mode & 0o7777
+    kind, data, target = "device", b"", ""
     if info.isreg():
         content = tar.extractfile(info)
-        return Member(path, "file", permissions, content.read() if content else b"")
-    if info.isdir():
-        return Member(path, "directory", permissions)
-    if info.issym():
-        return Member(path, "symlink", permissions, target=info.linkname)
-    if info.islnk():
-        return Member(path, "hardlink", permissions, target=normal(info.linkname))
-    return Member(path, "device", permissions)
+        kind, data = "file", content.read() if content else b""
+    elif info.isdir():
+        kind = "directory"
+    elif info.issym():
+        kind, target = "symlink", info.linkname
+    elif info.islnk():
+        kind, target = "hardlink", normal(info.linkname)
+    return Member(
+        path=normal(info.name),
+        kind=kind,
+        permissions=info.mode & 0o7777,
+        data=data,
+        target=target,
+        uid=info.uid,
+        gid=info.gid,
+        mtime=int(info.mtime),
+    )
 
 
-def _decompressed(name: str, content: memoryview) -> IO[bytes]:
+def _decompressed(name: str, archive: str, content: memoryview) -> IO[bytes]:
     raw = io.BytesIO(content)
-    suffix = name.removeprefix("data.tar")
+    suffix = name.removeprefix(archive)
     if suffix == ".xz" or suffix == ".lzma":
         return lzma.open(raw)
     if suffix == ".zst":

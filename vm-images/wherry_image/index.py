@@ -46,11 +46,14 @@ def resolve_lock(
     progress: Progress = nobody_watches,
     keyring: bytes | None = None,
     now: datetime | None = None,
+    *,
+    debian: bool = False,
 ) -> Resolution:
     """Choose the newest signed packages that `roots` need, from the first mirror that can be used.
 
     Args:
         not_before: the timestamp of the lock that is replaced.
+        debian: for a whole Debian rather than the VM: also what every Debian has, nothing excluded.
         keyring, now: for tests; Debian's keyring and the present by default.
 
     Raises:
@@ -67,7 +70,10 @@ def resolve_lock(
         except (MirrorError, SignatureError) as error:
             failure = failure or error
             continue
-        packages = closure(index, roots)
+        if debian:
+            packages = closure(index, {*roots, *index.basic()}, excluded={})
+        else:
+            packages = closure(index, roots)
         return Resolution(Lock(arch, date, roots, tuple(packages)), tuple(notices))
     raise failure or MirrorError("there is no mirror to ask")
 

@@ -60,6 +60,11 @@ class Index:
                 for provided in package.provides:
                     self.providers.setdefault(provided.name, []).append((package, provided))
 
+    def basic(self) -> list[str]:
+        """Names of the packages that every Debian has."""
+        found = (self.newest(Relation(name)) for name in self.by_name)
+        return sorted({package.name for package in found if package is not None and package.basic})
+
     def newest(self, relation: Relation) -> Package | None:
         """The newest package that satisfies `relation`: a real one, else the first provider by
         name."""

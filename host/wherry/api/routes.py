@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from wherry.api import containers, distribution, images, machine, snapshots, system, volumes
+from wherry.api import (
+    bootstrap,
+    containers,
+    distribution,
+    images,
+    machine,
+    snapshots,
+    system,
+    volumes,
+)
 from wherry.api.http import Route, Routes
 
 ROUTES = Routes()
@@ -11,6 +20,7 @@ _TABLE: tuple[Route, ...] = (
     *system.TABLE,
     *containers.TABLE,
     *snapshots.TABLE,
+    *bootstrap.TABLE,
     *distribution.TABLE,
     *images.TABLE,
     *volumes.TABLE,

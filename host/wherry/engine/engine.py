@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from wherry.build.bootstrap import Sources
 from wherry.engine import adopt, facts
+from wherry.engine.bootstrapping import Bootstrapper
 from wherry.engine.containers import Containers
 from wherry.engine.distribution import Distribution
 from wherry.engine.events import EventBus, container_event
@@ -49,7 +51,13 @@ class Engine:
     """
 
     def __init__(
-        self, home: Home, machine_name: str, machine: MachinePort, store: StorePort, state: State
+        self,
+        home: Home,
+        machine_name: str,
+        machine: MachinePort,
+        store: StorePort,
+        state: State,
+        settings: Settings,
     ) -> None:
         self.machine = machine
         self.machine_name = machine_name
@@ -81,6 +89,13 @@ class Engine:
             self._registry, self.events, self._guest, starter, self.images, volumes
         )
         self.snapshots = Snapshots(self._registry, self.events, self._guest, self.images)
+        self.bootstrapper = Bootstrapper(
+            self.containers,
+            self.snapshots,
+            self.images,
+            Sources(home.packages, home.image_locks, settings.debian_mirror),
+            home.ingest,
+        )
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)
         self._registry.on_removed = self._container_removed
@@ -115,6 +130,7 @@ class Engine:
             machine or Machine(machine_name, home, settings),
             store or ImageStore(home, settings),
             state,
+            settings,
         )
         try:
             await engine._adopt()

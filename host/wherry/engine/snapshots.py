@@ -141,6 +141,12 @@ class Snapshots:
             )
 
     @asynccontextmanager
+    async def layer_of(self, ref: str) -> AsyncIterator[StreamPort]:
+        """What a container changed, as the tar of a layer. Raises as `changes`."""
+        async with self.opened(self._registry.find(ref), "container.layer") as stream:
+            yield stream
+
+    @asynccontextmanager
     async def opened(
         self, entry: Entry, method: str, *, pause: bool = False
     ) -> AsyncIterator[StreamPort]:
