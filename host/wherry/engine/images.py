@@ -111,13 +111,13 @@ class Images:
                 self._publish({"Untagged": "untag"}.get(kind, "delete"), image.id, value)
         return removals
 
-    def hold(self, container_id: str, image: Image) -> None:
     def commit(
         self, parent: Image | None, chunks: Iterator[bytes], new: Commit, name: str | None
     ) -> Image:
         """See `ImageStore.commit`. Call it in a thread."""
         return self._store.commit(parent, chunks, new, name)
 
+    def hold(self, container_id: str, image: Image) -> None:
         """Keep the image's files for a container. Call it in a thread."""
         self._store.hold(self._holder_prefix + container_id, image)
 
