@@ -21,14 +21,17 @@ from wherry_guest.agent.layers import LayerError, Layers
 from wherry_guest.agent.lives import Lives, is_frozen
 from wherry_guest.agent.oom import OomWatcher, oom_kills
 from wherry_guest.agent.paths import Paths
+from wherry_guest.agent.preparing import Preparer
 from wherry_guest.agent.probes import Probes
-from wherry_guest.agent.request import NONE, Request, with_size
+from wherry_guest.agent.request import NONE, Request
 from wherry_guest.agent.restart import Restarts
 from wherry_guest.agent.tasks import run
 from wherry_guest.agent.trash import Trash
+from wherry_guest.agent.volumes import Volumes
 from wherry_guest.channel import CallError, Channel, GuestStream
+from wherry_guest.core.syscalls import Kernel
 from wherry_guest.loop import Loop, Timer
-from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote
+from wherry_guest.zygote import Exited, SpawnFailed, Started, Zygote
 
 _os: Final[Any] = os
 
@@ -56,6 +59,7 @@ class Containers:
     def __init__(
         self,
         loop: Loop,
+        kernel: Kernel,
         paths: Paths,
         zygote: Zygote,
         layers: Layers,
@@ -67,6 +71,8 @@ class Containers:
         self._layers = layers
         self._channel = channel
         self._trash = Trash(loop, paths.trash)
+        self.volumes = Volumes(loop, kernel, paths, self._trash, channel)
+        self._preparer = Preparer(kernel, paths, self.volumes, self.find)
         self._oom = OomWatcher(loop)
         self._lives = Lives(loop, zygote, channel)
         self._containers: dict[str, Container] = {}
@@ -320,8 +326,8 @@ class Containers:
         """Make what the process needs and ask PID 1 for it."""
         try:
             await self._cgroup_removed(container)
-            rootfs = self._make_rootfs(container)
-            spec = _completed(request, _write_files(container.paths.run, request.files))
+            rootfs = self._preparer.rootfs(container)
+            spec = self._preparer.spec(request, container)
             container.stdio = stdio = Stdio.make(container.options)
             if stdio.stdin is not None:
                 self._zygote.keep(_STDIN + request.id, [stdio.stdin])
@@ -333,19 +339,8 @@ class Containers:
             message = f"prepare the container: {one_line(error)}"
             data = {"step": message, "errno": error.errno or 0, "exit_code": 125}
             self._abandon(container, CallError("start_failed", message, data))
-
-    def _make_rootfs(self, container: Container) -> Rootfs:
-        paths = container.paths
-        lowerdirs = container.options.lowerdirs
-        if not paths.upper.exists():
-            paths.upper.mkdir(parents=True)
-            if lowerdirs:
-                # The upper directory is `/` itself: its mode and owner are what processes see.
-                top = (self._paths.layers / lowerdirs[0]).stat()
-                _os.chown(paths.upper, top.st_uid, top.st_gid)
-                paths.upper.chmod(top.st_mode & 0o7777)
-        paths.work.mkdir(exist_ok=True)
-        return Rootfs(lowerdirs, str(paths.upper), str(paths.work))
+        except CallError as error:
+            self._abandon(container, error)
 
     def _abandon(self, container: Container, error: CallError) -> None:
         """A start that came to nothing."""
@@ -354,6 +349,7 @@ class Containers:
         self._zygote.drop(_STDIN + container.id)
         self._zygote.drop(_OUTPUT + container.id)
         self._layers.release(KEY + container.id)
+        self._preparer.ended(container.paths)
         container.start_failed(error)
         self._forget_unborn(container)
 
@@ -401,6 +397,7 @@ class Containers:
         else:
             container.waits_until = self._loop.time() + delay
         container.finished(exit)
+        self._preparer.ended(container.paths)
         self._channel().emit("container.exit", asdict(exit))
         self._zygote.drop(_STDIN + container.id)
         self._zygote.drop(_OUTPUT + container.id)
@@ -509,34 +506,11 @@ def _offset(params: Params, container: Container) -> int:
     raise CallError("invalid", f"from {origin!r} is not start, now or an offset up to {size}")
 
 
-def _completed(request: Request, files: Mapping[str, Path]) -> dict[str, Any]:
-    """The spec with the terminal's size and the mounts of the files in /etc."""
-    spec = dict(request.spec)
-    process = spec.get("process")
-    if isinstance(process, dict):
-        spec["process"] = with_size(process, request.size)
-    mounts = list(spec.get("mounts") or [])
-    for name, path in files.items():
-        options = ["bind", "rprivate"]
-        mounts.append(
-            {"destination": f"/etc/{name}", "type": "bind", "source": str(path), "options": options}
-        )
-    spec["mounts"] = mounts
-    return spec
-
-
-def _write_files(directory: Path, files: Mapping[str, str]) -> dict[str, Path]:
-    written: dict[str, Path] = {}
-    for name, text in files.items():
-        path = directory / name
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o644)
-        written[name] = path
-    return written
-
-
 def _remove_files(directory: Path) -> None:
     if directory.is_dir():
         for path in directory.iterdir():
-            path.unlink()
+            if path.is_dir():
+                path.rmdir()  # what was mounted there is not any more
+            else:
+                path.unlink()
         directory.rmdir()

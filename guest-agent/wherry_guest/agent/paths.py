@@ -46,6 +46,11 @@ class ContainerPaths:
         return self.run / "health.json"
 
     @property
+    def shm(self) -> Path:
+        """A /dev/shm that other containers may join is mounted here."""
+        return self.run / "shm"
+
+    @property
     def memory_events(self) -> Path:
         return self.cgroup / "memory.events"
 
@@ -77,6 +82,10 @@ class Paths:
         return self.data / "containers"
 
     @property
+    def volumes(self) -> Path:
+        return self.data / "volumes"
+
+    @property
     def trash(self) -> Path:
         """What is being deleted; on the data disk, so that getting there is one rename."""
         return self.data / "trash"
@@ -84,3 +93,7 @@ class Paths:
     def container(self, id: str) -> ContainerPaths:
         """`id` must be a checked name."""
         return ContainerPaths(self.containers / id, self.run / "c" / id, self.cgroups / id)
+
+    def volume(self, name: str) -> Path:
+        """`name` must be a checked name."""
+        return self.volumes / name

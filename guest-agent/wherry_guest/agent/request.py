@@ -35,7 +35,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A start. `params` is the call's, for a start that repeats it."""
+    """A start. `params` is the call's, for a start that repeats it.
+
+    `devices` have path (in the machine), target (in the container) and permissions (of `rwm`).
+    """
 
     id: str
     spec: dict[str, Any]
@@ -44,6 +47,9 @@ class Request:
     open_stdin: bool
     stdin_once: bool
     files: dict[str, str]
+    files_of: str | None
+    devices: list[dict[str, str]]
+    all_devices: bool
     size: tuple[int, int] | None
     driver: str
     limits: Limits
@@ -69,6 +75,9 @@ class Request:
             open_stdin=params.flag("open_stdin"),
             stdin_once=params.flag("stdin_once"),
             files=files,
+            files_of=params.identifier("files_of") if params.given("files_of") else None,
+            devices=_read_devices(params),
+            all_devices=params.flag("all_devices"),
             size=read_size(params),
             driver=driver,
             limits=limits,
@@ -81,6 +90,18 @@ class Request:
     def options(self, lowerdirs: tuple[str, ...]) -> Options:
         flags = (self.tty, self.open_stdin, self.stdin_once)
         return Options(*flags, lowerdirs, self.driver, self.limits)
+
+
+def _read_devices(params: Params) -> list[dict[str, str]]:
+    devices = params.items("devices", dict) if params.given("devices") else []
+    for device in devices:
+        values = Params(device)
+        for name in ("path", "target"):
+            if not values.text(name).startswith("/"):
+                raise CallError("invalid", f"devices: {name} {device[name]!r} is not absolute")
+        if not values.text("permissions") or not set(device["permissions"]) <= set("rwm"):
+            raise CallError("invalid", f"devices: permissions {device['permissions']!r}")
+    return devices
 
 
 def read_size(params: Params) -> tuple[int, int] | None:

@@ -77,7 +77,7 @@ class Agent:
         self._system = System(loop, kernel, paths, zygote, self._digest)
         self._layers = Layers(loop, kernel, paths.run)
         channel = self._get_channel
-        self._containers = Containers(loop, paths, zygote, self._layers, channel)
+        self._containers = Containers(loop, kernel, paths, zygote, self._layers, channel)
         self._execs = Execs(loop, zygote, self._containers, channel)
         self._snapshots: Snapshots | None = None
 
@@ -185,6 +185,8 @@ class Agent:
             "container.changes": at_once(lambda params: self._get_snapshots().changes(params)),
             "container.layer": at_once(lambda params: self._get_snapshots().layer(params)),
             "container.export": at_once(lambda params: self._get_snapshots().export(params)),
+            "volume.remove": at_once(containers.volumes.remove),
+            "volume.usage": at_once(containers.volumes.usage),
             "exec.start": later(self._when_ready(execs.start)),
             "exec.resize": at_once(execs.resize),
             "exec.kill": at_once(execs.kill),

@@ -1,0 +1,252 @@
+"""What only the guest can fill in of a container's spec: volumes, devices, other containers.
+
+The engine names these things, here they become paths: a mount of type `volume` a bind of its
+directory, a namespace `container:ID` one of that container's process, a device its numbers, the
+texts for /etc files that are mounted there. What cannot be found is `start_failed`, named.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from wherry_guest.agent.container import Container
+from wherry_guest.agent.kernel import is_safe_name
+from wherry_guest.agent.paths import ContainerPaths, Paths
+from wherry_guest.agent.request import FILES, Request, with_size
+from wherry_guest.agent.volumes import Volumes
+from wherry_guest.channel import CallError
+from wherry_guest.core.syscalls import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, Kernel
+from wherry_guest.zygote import Rootfs
+
+OF_CONTAINER: Final = "container:"
+"""Begins a namespace's path, or a source, that is another container's."""
+
+_NAMESPACE_FILES: Final = {"network": "net", "mount": "mnt"}
+"""Where /proc/PID/ns names a namespace otherwise than the runtime spec."""
+
+_NOT_DEVICES: Final = ("pts", "shm", "fd", "mqueue", "console")
+"""What of /dev is a container's own, and not given with all devices of the machine."""
+
+_KINDS: Final = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
+
+Spec = dict[str, Any]
+
+_os: Final[Any] = os  # names that exist on POSIX only; mypy checks all platforms
+
+
+class Preparer:
+    """Completes specs.
+
+    Args:
+        find: a container by id, None when there is none.
+        devices: where the machine's device nodes are.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        paths: Paths,
+        volumes: Volumes,
+        find: Callable[[str], Container | None],
+        devices: Path = Path("/dev"),
+    ) -> None:
+        self._kernel = kernel
+        self._paths = paths
+        self._volumes = volumes
+        self._find = find
+        self._devices = devices
+
+    def rootfs(self, container: Container) -> Rootfs:
+        """The container's overlay; its writable directories are made when they are missing."""
+        paths = container.paths
+        lowerdirs = container.options.lowerdirs
+        if not paths.upper.exists():
+            paths.upper.mkdir(parents=True)
+            if lowerdirs:
+                # The upper directory is `/` itself: its mode and owner are what processes see.
+                top = (self._paths.layers / lowerdirs[0]).stat()
+                _os.chown(paths.upper, top.st_uid, top.st_gid)
+                paths.upper.chmod(top.st_mode & 0o7777)
+        paths.work.mkdir(exist_ok=True)
+        return Rootfs(lowerdirs, str(paths.upper), str(paths.work))
+
+    def spec(self, request: Request, container: Container) -> Spec:
+        """The request's spec with everything in it.
+
+        Raises:
+            CallError: `start_failed`, what it refers to is not there. OSError.
+        """
+        spec = dict(request.spec)
+        if isinstance(process := spec.get("process"), dict):
+            spec["process"] = with_size(process, request.size)
+        mounts = [self._mount(item, container) for item in spec.get("mounts") or []]
+        spec["mounts"] = mounts + self._files(request, container.paths)
+        linux = dict(spec.get("linux") or {})
+        linux["namespaces"] = [self._namespace(item) for item in linux.get("namespaces") or []]
+        if request.devices or request.all_devices:
+            self._add_devices(request, linux)
+        spec["linux"] = linux
+        return spec
+
+    def ended(self, paths: ContainerPaths) -> None:
+        """The container's process is gone: let go of what was mounted for it."""
+        if os.path.ismount(paths.shm):
+            self._kernel.umount(os.fspath(paths.shm), MNT_DETACH)  # who shares it keeps it
+
+    # Mounts.
+
+    def _mount(self, item: Any, container: Container) -> Any:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "volume":
+            source = self._volumes.data(item.get("source"))
+        elif kind == "shm":
+            source = self._shm(item, container)
+        else:
+            return item
+        options = [option for option in item.get("options") or [] if not _is_data(option, kind)]
+        if container.has_run:  # what was copied once is the container's to delete
+            options = [option for option in options if option != "copyup"]
+        options += ["bind", "rprivate"]
+        return {**item, "type": "bind", "source": os.fspath(source), "options": options}
+
+    def _shm(self, item: Spec, container: Container) -> Path:
+        """A /dev/shm that containers share; it is the first one's."""
+        owner = str(item.get("source") or "")
+        if owner.startswith(OF_CONTAINER):
+            path = self._neighbour(owner.removeprefix(OF_CONTAINER)).paths.shm
+            if not os.path.ismount(path):
+                raise _failed(f"join the ipc namespace: {owner} does not share its own")
+            return path
+        path = container.paths.shm
+        self.ended(container.paths)
+        path.mkdir(mode=0o700, exist_ok=True)
+        data = ",".join(option for option in item.get("options") or [] if "=" in option)
+        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+        self._kernel.mount("shm", os.fspath(path), "tmpfs", flags, data)
+        return path
+
+    def _files(self, request: Request, paths: ContainerPaths) -> list[Spec]:
+        """The mounts of /etc/hosts and its kin."""
+        directory, names = paths.run, tuple(request.files)
+        for name, text in request.files.items():
+            path = directory / name
+            path.write_text(text, encoding="utf-8")
+            path.chmod(0o644)
+        if request.files_of is not None:
+            directory = self._neighbour(request.files_of).paths.run
+            names = tuple(name for name in FILES if (directory / name).exists())
+        return [
+            {
+                "destination": f"/etc/{name}",
+                "type": "bind",
+                "source": os.fspath(directory / name),
+                "options": ["bind", "rprivate"],
+            }
+            for name in names
+        ]
+
+    # Namespaces.
+
+    def _namespace(self, item: Any) -> Any:
+        path = item.get("path") if isinstance(item, dict) else None
+        if not isinstance(path, str) or not path.startswith(OF_CONTAINER):
+            return item
+        kind = str(item.get("type"))
+        neighbour = self._neighbour(path.removeprefix(OF_CONTAINER))
+        if not neighbour.running:
+            raise _failed(f"join the {kind} namespace: container {neighbour.id} is not running")
+        return {**item, "path": f"/proc/{neighbour.pid}/ns/{_NAMESPACE_FILES.get(kind, kind)}"}
+
+    def _neighbour(self, id: str) -> Container:
+        neighbour = self._find(id) if is_safe_name(id) else None
+        if neighbour is None:
+            raise _failed(f"find container {id}: it has not been started")
+        return neighbour
+
+    # Devices.
+
+    def _add_devices(self, request: Request, linux: Spec) -> None:
+        nodes: dict[str, Spec] = {}
+        rules: list[Spec] = []
+        if request.all_devices:
+            nodes = {node["path"]: node for node in self._all_devices()}
+        for wanted in request.devices:
+            for node in self._wanted_devices(wanted):
+                nodes[node["path"]] = node
+                numbers = {name: node[name] for name in ("type", "major", "minor")}
+                rules.append({"allow": True, **numbers, "access": wanted["permissions"]})
+        linux["devices"] = [*(linux.get("devices") or []), *nodes.values()]
+        resources = dict(linux.get("resources") or {})
+        if resources.get("devices"):  # none: everything is allowed
+            resources["devices"] = [*resources["devices"], *rules]
+        linux["resources"] = resources
+
+    def _wanted_devices(self, wanted: Mapping[str, str]) -> Iterator[Spec]:
+        """One node, or all in a directory, as with Docker."""
+        source, target = wanted["path"], wanted["target"]
+        try:
+            if Path(source).is_dir():
+                found = list(_nodes(Path(source), target))
+            else:
+                found = [_node(Path(source), target)]
+        except OSError as error:
+            raise _no_device(source, error.strerror or "error", error.errno or 0) from error
+        if found == [None]:
+            raise _no_device(source, "not a device node", 0)
+        yield from filter(None, found)
+
+    def _all_devices(self) -> Iterator[Spec]:
+        for entry in sorted(self._devices.iterdir()):
+            if entry.name in _NOT_DEVICES:
+                continue
+            target = f"/dev/{entry.name}"
+            if entry.is_dir() and not entry.is_symlink():
+                yield from filter(None, _nodes(entry, target))
+            elif not entry.is_symlink() and (node := _node(entry, target)) is not None:
+                yield node
+
+
+def _nodes(directory: Path, target: str) -> Iterator[Spec | None]:
+    for entry in sorted(directory.iterdir()):
+        if entry.name in _NOT_DEVICES or entry.is_symlink():
+            continue
+        if entry.is_dir():
+            yield from _nodes(entry, f"{target}/{entry.name}")
+        else:
+            yield _node(entry, f"{target}/{entry.name}")
+
+
+def _node(path: Path, target: str) -> Spec | None:
+    """`linux.devices[]` of a node of the machine's; None for another kind of file."""
+    status: Any = path.stat()
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
+        return None
+    return {
+        "path": target,
+        "type": kind,
+        "major": _os.major(status.st_rdev),
+        "minor": _os.minor(status.st_rdev),
+        "fileMode": stat.S_IMODE(status.st_mode),
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+    }
+
+
+def _is_data(option: str, kind: str) -> bool:
+    """What says how big a /dev/shm is: not for its bind mounts."""
+    return kind == "shm" and "=" in option
+
+
+def _no_device(path: str, reason: str, number: int) -> CallError:
+    words = "error gathering device information while adding custom device"
+    return _failed(f'{words} "{path}": {reason.lower()}', number)
+
+
+def _failed(message: str, number: int = 0) -> CallError:
+    data = {"step": message.partition(":")[0], "errno": number, "exit_code": 125}
+    return CallError("start_failed", message, data)
