@@ -293,6 +293,7 @@ class Machine:
             "directory": str(self._paths.root),
             "data_disk": str(self._paths.data_disk),
             "console_log": str(self._paths.console_log),
+            "api_socket": str(self._paths.api_socket),
             "rescue_socket": str(self._paths.rescue_socket),
         }
         if self._running is not None:
