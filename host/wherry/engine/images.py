@@ -75,8 +75,15 @@ class Images:
         if ref in _BUILTIN_NAMES:
             return await self.ensure_builtin()
         image = await in_thread(
-            self._store.pull, ref, platform=platform, auth=auth, progress=progress
+            self._store.pull,
+            ref,
+            platform=platform,
+            auth=auth,
+            progress=progress,
+            all_platforms=all_platforms,
         )
+        *,
+        all_platforms: bool = False,
         self._publish("pull", ref, ref)
         return image
 

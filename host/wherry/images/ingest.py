@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from wherry.osutil import (
 
 _LOOK_SECONDS = 0.5
 _SPOOL = "spool-"
+_PARTIAL = ".partial"
 
 
 class Ingest:
@@ -101,6 +103,21 @@ class Ingest:
                     for leftover in self._root.glob(f"{name}-*.*"):
                         remove_file(leftover)
             except LockHeld:
+                continue
+
+    def partial(self, digest: str) -> Path:
+        """The file of an unfinished download that may be gone on with."""
+        return self._root / f"{digest.removeprefix('sha256:')}{_PARTIAL}"
+
+    def sweep_partials(self, older_than: float) -> None:
+        """Remove unfinished downloads that nobody has gone on with for so many seconds."""
+        for path in self._root.glob(f"*{_PARTIAL}"):
+            try:
+                if time.time() - path.stat().st_mtime < older_than:
+                    continue
+                with lock_file(self._locks / f"{path.name[:3]}.lock", timeout=0):
+                    remove_file(path)
+            except (LockHeld, FileNotFoundError):
                 continue
 
     @contextmanager

@@ -28,6 +28,7 @@ from wherry.images.erofs import FORMAT, LayerError, layer_uuid
 from wherry.images.ingest import Ingest, move_into_place, remove_file
 from wherry.images.layout import BlobFile, Layout
 from wherry.images.media import Descriptor
+from wherry.images.partial import StalePartial, may_fetch_elsewhere, partial_blob, rest_of
 from wherry.images.progress import Reporter
 from wherry.images.registry import Stopped
 from wherry.images.store_db import LayerRow, StoreDb
@@ -201,16 +202,32 @@ class LayerStore:
             self.keep(target, done)
 
     def _fetch(self, layer: LayerRow, source: Source, reporter: Reporter) -> None:
+        while True:
+            try:
+                self._fetch_once(layer, source, reporter)
+                return
+            except StalePartial:
+                continue  # the fault may be in what an earlier download left: that is gone now
+            except ContentMismatch:
+                if not may_fetch_elsewhere(source, Descriptor("", layer.blob, layer.blob_size)):
+                    raise
+
+    def _fetch_once(self, layer: LayerRow, source: Source, reporter: Reporter) -> None:
         descriptor = Descriptor("", layer.blob, layer.blob_size)
         whose = source.describe(descriptor)
         unpacked = self.find(layer.diff_id) is not None
         with (
             self._ingest.new_file(layer.blob, "erofs") as target,
-            self._layout.new_blob(layer.blob) as blob,
+            partial_blob(self._ingest, self._layout, layer.blob) as blob,
             ExitStack() as stack,
         ):
             converter = None if unpacked else self._converter(layer, target, stack)
-            self._download(source.blob(descriptor), blob, converter, layer, reporter)
+            for chunk in blob.replay(layer.blob_size):
+                _check_stop(reporter.stop)
+                if converter is not None:
+                    converter.write(chunk)
+            chunks = rest_of(source, descriptor, blob.size, source.blob(descriptor))
+            self._download(chunks, blob, converter, layer, reporter)
             blob.check(whose)
             reporter.layer(layer.blob, "Download complete")
             if not unpacked:
@@ -233,7 +250,7 @@ class LayerStore:
         layer: LayerRow,
         reporter: Reporter,
     ) -> None:
-        reporter.layer(layer.blob, "Downloading", 0, layer.blob_size)
+        reporter.layer(layer.blob, "Downloading", blob.size, layer.blob_size)
         for chunk in chunks:
             _check_stop(reporter.stop)
             blob.write(chunk)

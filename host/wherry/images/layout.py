@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import msgspec
 
@@ -56,12 +56,12 @@ class Exported:
 class BlobFile:
     """A blob being written; `commit` makes it part of the layout. From `Layout.new_blob`."""
 
-    def __init__(self, path: Path, target: Path, digest: str) -> None:
+    def __init__(self, path: Path, target: Path, digest: str, *, mode: str = "xb") -> None:
         self.path = path
         self._target = target
         self._digest = digest
         self._hash = hashlib.sha256()
-        self._file: BinaryIO = path.open("xb")
+        self._file = cast(BinaryIO, path.open(mode))
         self.size = 0
 
     def write(self, chunk: bytes) -> None:

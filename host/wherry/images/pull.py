@@ -116,6 +116,10 @@ class RegistrySource:
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         return self._client.blob(self._repository, descriptor)
 
+    def blob_from(self, descriptor: Descriptor, start: int) -> Iterator[bytes]:
+        """The bytes from `start` on."""
+        return self._client.blob(self._repository, descriptor, start)
+
     def describe(self, descriptor: Descriptor) -> str:
         return (
             f"registry {self._client.domain}, repository {self._repository}, "

@@ -61,11 +61,16 @@ class Remotes:
             connection.execute(
                 "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (repository, digest, image_id)
             )
-            connection.executemany(
-                "INSERT OR IGNORE INTO image_objects VALUES (?, ?)",
-                [(image_id, name) for name in objects],
-            )
             connection.execute("UPDATE exported SET seq = -1")
+        self.keep(image_id, objects)
+
+    def keep(self, image_id: str, objects: Iterable[str]) -> None:
+        """Let further objects belong to an image, if it is still there."""
+        with self._db.write() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO image_objects SELECT id, ? FROM images WHERE id = ?",
+                [(name, image_id) for name in objects],
+            )
 
     def digests_of(self, image_id: str) -> Sequence[str]:
         """What an image was pulled or pushed as (indexes and manifests), the latest first."""

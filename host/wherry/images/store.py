@@ -7,6 +7,7 @@ config; a tag names one image; removing a name untags, removing the last name re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wherry.errors import Conflict, ImageNotFound, StorageError
@@ -22,7 +23,9 @@ from wherry.images.ingest import Ingest
 from wherry.images.layers import LayerFile, LayerStore
 from wherry.images.layout import Layout
 from wherry.images.media import Manifest, parse_config, parse_manifest
+from wherry.images.mirrors import MirroredSource
 from wherry.images.names import Removal, is_single_reference, untag_with
+from wherry.images.partial import KEEP_SECONDS
 from wherry.images.parts import Parts, disk_errors, objects_of
 from wherry.images.platform import matches, parse_platform
 from wherry.images.progress import PullEvent, Reporter
@@ -33,11 +36,9 @@ from wherry.images.pull import (
     find_image,
 )
 from wherry.images.rebuild import rebuild_if_lost
-from wherry.images.reference import (
-    parse_reference,
-    parse_tagged,
-)
+from wherry.images.reference import Reference, parse_reference, parse_tagged
 from wherry.images.refetch import Refetcher
+from wherry.images.registry import RegistryClient
 from wherry.images.remotes import Remotes
 from wherry.images.retry import RetryPolicy
 from wherry.images.store_db import LayerRow, StoreDb
@@ -45,6 +46,7 @@ from wherry.images.taking import take
 from wherry.images.transport import Transport
 from wherry.images.trust import default_trust
 from wherry.images.upkeep import Upkeep
+from wherry.images.whole import find_whole, take_whole
 from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -107,6 +109,7 @@ class ImageStore:
             )
             rebuild_if_lost(self._parts)
             self._parts.settle()
+            self._ingest.sweep_partials(KEEP_SECONDS)
         refetcher = Refetcher(self._parts, self._registries)
         self.archives = Archives(self._parts, refetcher)
         self.upkeep = Upkeep(self._parts, refetcher, self.layer_files)
@@ -172,6 +175,8 @@ class ImageStore:
         platform: str | None = None,
         auth: Auth = None,
         progress: Progress | None = None,
+        *,
+        all_platforms: bool = False,
     ) -> Image:
         """Fetch an image from its registry. Finished layers stay when a pull fails, for a day.
 
@@ -181,6 +186,7 @@ class ImageStore:
             auth: credentials, or the fields of Docker's X-Registry-Auth; None: those in Docker's
                 config.json; `Credentials()`: none.
             progress: called from several threads, one at a time; what it raises ends the pull.
+            all_platforms: keep all that the name's index points to, for a push of the whole.
 
         Raises:
             ImageNotFound, Unauthorized, RegistryError, ContentMismatch, InvalidReference,
@@ -195,11 +201,16 @@ class ImageStore:
         shown = reference.digest or reference.tag or ""
         with disk_errors():
             reporter.say(f"Pulling from {reference.familiar_name}", shown)
-            source = RegistrySource(client, reference.path, reference.familiar)
+            source = self._source(client, reference, reporter)
             found = find_image(source, shown, wanted, self._layout, self._limits)
             tag = str(reference) if reference.digest is None else None
             digest = (reference.name, found.target_digest)
+            if all_platforms:
+                whole = find_whole(self._parts, found, source)
+                found = replace(found, documents={**found.documents, **whole.documents})
             is_new = take(self._parts, found, source, tag, digest, reporter)
+            if all_platforms:
+                take_whole(self._parts, whole, found, source, reporter)
             if is_new:
                 blobs = [found.id, *(layer.blob for layer in found.layers)]
                 Remotes(self._db).note_sources(reference.name, blobs)
@@ -294,6 +305,20 @@ class ImageStore:
         rows = self._db.layers_of(image.id) or self._rows_from_blobs(image)
         self._db.lease(holder, objects_of(rows, [image.id, image.manifest_digest]), None)
 
+    def hold_manifest(self, holder: str, manifest_digest: str) -> None:
+        """As `hold`, of an image that is known by its manifest only.
+
+        Raises:
+            StorageError: the manifest or its config is not there, or damaged.
+        """
+        manifest = parse_manifest(self._layout.read(manifest_digest))
+        if not isinstance(manifest, Manifest):
+            raise StorageError(f"blob {manifest_digest} is no manifest")
+        config = parse_config(self._layout.read(manifest.config.digest))
+        pairs = zip(manifest.layers, config.diff_ids, strict=True)
+        rows = [LayerRow(diff_id, layer.digest, layer.size) for layer, diff_id in pairs]
+        self._db.lease(holder, objects_of(rows, [manifest.config.digest, manifest_digest]), None)
+
     def release(self, holder: str) -> None:
         """What `holder` kept may go."""
         self._db.release(holder)
@@ -305,6 +330,15 @@ class ImageStore:
         return self._db.lease_holders()
 
     # Inside.
+
+    def _source(
+        self, client: RegistryClient, reference: Reference, reporter: Reporter
+    ) -> MirroredSource:
+        """Where to pull from: the mirrors of the registry, then itself."""
+        origin = RegistrySource(client, reference.path, reference.familiar)
+        mirrors = self._registries.mirrors(reference.domain, reporter.stop)
+        places = [RegistrySource(it, reference.path, reference.familiar) for it in mirrors]
+        return MirroredSource(places, origin)
 
     def _rows_from_blobs(self, image: Image) -> Sequence[LayerRow]:
         """The layers of an image that is no longer listed, but held."""
