@@ -114,6 +114,17 @@ class GuestContainer:
     followers: list[FakeStream] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
     size: tuple[int, int] | None = None
+    final: bool = False
+    paused: bool = False
+    restarting: bool = False
+    restart_count: int = 0
+    health: dict[str, Any] | None = None
+
+    @property
+    def status(self) -> str:
+        if self.restarting:
+            return "restarting"
+        return "paused" if self.paused else "running" if self.running else "exited"
 
 
 @dataclass(eq=False)
@@ -138,6 +149,7 @@ class FakeAgent:
         self.on_exec: Callable[[GuestExec], None] = lambda _exec: None
         self.on_signal: Callable[[GuestContainer, int], None] = self.die_of_signal
         self.start_error: AgentError | None = None
+        self.update_error: AgentError | None = None
         self.attach_errors: list[AgentError] = []
         self.hold_start: asyncio.Event | None = None
         self.volumes: dict[str, int] = {}
@@ -164,9 +176,14 @@ class FakeAgent:
         for follower in container.followers:
             follower.send(piece)
 
-    def exit(self, container_id: str, code: int = 0, oom: bool = False) -> None:
+    def exit(
+        self, container_id: str, code: int = 0, oom: bool = False, restarting: bool = False
+    ) -> None:
+        """`restarting`: its policy will start it again."""
         container = self.containers[container_id]
         container.running = False
+        container.restarting = restarting
+        container.restart_count += restarting
         container.exit = {
             "id": container_id,
             "exit_code": code,
@@ -175,11 +192,50 @@ class FakeAgent:
             "started_ns": container.started_ns,
             "finished_ns": next(_clock),
             "log_bytes": len(container.log),
+            "restarting": restarting,
+            "restart_count": container.restart_count,
         }
         for follower in container.followers:
             follower.finish()
         container.followers.clear()
         self.emit("container.exit", container.exit)
+
+    def start_again(self, container_id: str) -> None:
+        """Its policy starts it."""
+        container = self.containers[container_id]
+        container.running, container.restarting = True, False
+        container.started_ns = next(_clock)
+        container.pid += 1
+        self.emit(
+            "container.started",
+            {
+                "id": container_id,
+                "pid": container.pid,
+                "started_ns": container.started_ns,
+                "restart_count": container.restart_count,
+            },
+        )
+
+    def give_up(self, container_id: str, **changes: Any) -> None:
+        """Its policy is over while it waits to be started again."""
+        container = self.containers[container_id]
+        container.restarting = False
+        container.exit = {**(container.exit or {}), "restarting": False, **changes}
+        self.emit("container.exit", container.exit)
+
+    def becomes(self, container_id: str, status: str, exit_code: int = 0) -> None:
+        """Its health changes."""
+        container = self.containers[container_id]
+        before = container.health or {"changes": 0}
+        result = {"start_ns": 1, "end_ns": 2, "exit_code": exit_code, "output": status}
+        container.health = {
+            "status": status,
+            "failing_streak": int(status == "unhealthy"),
+            "changes": before["changes"] + 1,
+            "log": [result],
+        }
+        told = {"id": container_id, "started_ns": container.started_ns, **container.health}
+        self.emit("container.health", told)
 
     def die_of_signal(self, container: GuestContainer, number: int) -> None:
         self.exit(container.id, 128 + number)
@@ -262,13 +318,52 @@ class FakeAgent:
             target.finish()
         return {"offset": offset, "running": container.running}
 
-    async def _container_kill(self, id: str, signal: int) -> Any:
+    async def _container_kill(
+        self, id: str, signal: int, final: bool = False, by_user: bool = False
+    ) -> Any:
         container = self.containers[id]
+        container.final = container.final or final
+        if container.restarting:
+            if final:
+                self.give_up(id)
+            return {"unpaused": False}
         if not container.running:
             raise AgentError("not running", code="conflict")
         container.signals.append(signal)
+        unpaused, container.paused = container.paused and final, container.paused and not final
         self.on_signal(container, signal)
+        return {"unpaused": unpaused}
+
+    async def _container_pause(self, id: str) -> Any:
+        self.containers[id].paused = True
         return {}
+
+    async def _container_unpause(self, id: str) -> Any:
+        self.containers[id].paused = False
+        return {}
+
+    async def _container_update(self, id: str, start: Any, resources: Any) -> Any:
+        if self.update_error is not None:
+            raise self.update_error
+        self.containers[id].params = start
+        return {}
+
+    async def _container_health(self, id: str) -> Any:
+        return {"health": self.containers[id].health}
+
+    async def _container_stats(self, ids: list[str], pressure: bool) -> Any:
+        samples = [
+            {"id": id, "time_ns": next(_clock), "files": {}, "net_dev": ""}
+            for id in ids
+            if self.containers[id].running
+        ]
+        return {
+            "samples": samples,
+            "cpu": "cpu 1 2 3 4 5 6 7 8",
+            "clock_ticks": 100,
+            "cpus": 2,
+            "memory_bytes": 1 << 30,
+        }
 
     async def _container_resize(self, id: str, rows: int, cols: int) -> Any:
         self.containers[id].size = (rows, cols)
@@ -279,14 +374,17 @@ class FakeAgent:
             "containers": [
                 {
                     "id": item.id,
-                    "status": "running" if item.running else "exited",
+                    "status": item.status,
+                    "restart_count": item.restart_count,
+                    "health": item.health,
                     "pid": item.pid,
                     "started_ns": item.started_ns,
                     "exit": item.exit,
                     "log_bytes": len(item.log),
                 }
                 for item in self.containers.values()
-            ]
+            ],
+            "after_event": max((event.id for event in self.unacknowledged), default=0),
         }
 
     async def _container_remove(self, id: str) -> Any:
@@ -478,6 +576,9 @@ class FakeStore:
 
     def hold(self, holder: str, image: Image) -> None:
         self.held[holder] = image
+
+    def hold_manifest(self, holder: str, manifest_digest: str) -> None:
+        self.held[holder] = next(it for it in self.images if it.manifest_digest == manifest_digest)
 
     def release(self, holder: str) -> None:
         self.held.pop(holder, None)

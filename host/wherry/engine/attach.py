@@ -25,33 +25,47 @@ Reopen = Callable[[int], Awaitable[StreamPort]]
 """Open a stream of the same log at an offset."""
 
 
-async def read_frames(
-    stream: StreamPort, offset: int, reopen: Reopen | None
-) -> AsyncIterator[LogFrame]:
-    """The frames of an attach stream that began at `offset`; resumed with `reopen` when it is cut.
+class FrameReader:
+    """The frames of an attach stream that began at `position`; resumed with `reopen` when it is
+    cut.
 
-    Raises:
-        StreamReset: it was cut and there is no `reopen`, or it is of no use.
-        LinkError: the bytes are not frames.
+    `position` is the offset in the log behind the last frame that was read.
     """
-    parser = FrameParser()
-    cuts = 0
-    while True:
-        try:
-            data = await stream.read(READ_SIZE)
-        except StreamReset:
-            cuts = 0 if parser.consumed else cuts + 1
-            if reopen is None or cuts > _RESUMES:
-                raise
-            offset += parser.consumed
-            parser = FrameParser()
-            stream = await reopen(offset)
-            continue
-        if not data:
-            parser.finish()
-            return
-        for frame in parser.feed(data):
-            yield frame
+
+    def __init__(self, stream: StreamPort, position: int, reopen: Reopen | None) -> None:
+        self._stream = stream
+        self._start = position
+        self._reopen = reopen
+        self._parser = FrameParser()
+
+    @property
+    def position(self) -> int:
+        return self._start + self._parser.consumed
+
+    async def frames(self) -> AsyncIterator[LogFrame]:
+        """To the stream's end.
+
+        Raises:
+            StreamReset: it was cut and there is no `reopen`, or it is of no use.
+            LinkError: the bytes are not frames.
+        """
+        cuts = 0
+        while True:
+            try:
+                data = await self._stream.read(READ_SIZE)
+            except StreamReset:
+                cuts = 0 if self._parser.consumed else cuts + 1
+                if self._reopen is None or cuts > _RESUMES:
+                    raise
+                self._start = self.position
+                self._parser = FrameParser()
+                self._stream = await self._reopen(self._start)
+                continue
+            if not data:
+                self._parser.finish()
+                return
+            for frame in self._parser.feed(data):
+                yield frame
 
 
 class StreamAttachment:
@@ -118,7 +132,8 @@ class StreamAttachment:
         try:
             if self._stream is not None:
                 reopen = self._resume if self._reopen is not None else None
-                async for frame in read_frames(self._stream, self._offset, reopen):
+                reader = FrameReader(self._stream, self._offset, reopen)
+                async for frame in reader.frames():
                     if frame.stream in self._streams:
                         yield frame.stream, frame.payload
                 if self._last is not None:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wherry.engine.model import Json
+from wherry.engine.policies import check_healthcheck, merged_healthcheck
 from wherry.engine.signals import signal_number
 from wherry.errors import InvalidInput
 
 MIN_MEMORY = 6 * 1024 * 1024
 """The least memory limit that Docker's engine accepts."""
 
-_FROM_IMAGE_WHEN_EMPTY = ("User", "WorkingDir", "StopSignal", "Healthcheck", "Shell")
+_FROM_IMAGE_WHEN_EMPTY = ("User", "WorkingDir", "StopSignal", "Shell")
 _UNITED = ("ExposedPorts", "Volumes", "Labels")
 
 CPU_PERIOD = 100_000
@@ -39,6 +40,8 @@ def merged_config(config: Mapping[str, Any], image: Mapping[str, Any]) -> Json:
             merged[key] = {**image[key], **(merged.get(key) or {})}
     merged["Env"] = _merged_env(merged.get("Env") or (), image.get("Env") or ())
     _merge_command(merged, image)
+    merged["Healthcheck"] = merged_healthcheck(config.get("Healthcheck"), image.get("Healthcheck"))
+    check_healthcheck(merged["Healthcheck"])
     if not merged.get("Entrypoint") and not merged.get("Cmd"):
         raise InvalidInput(
             "no command specified", hint="the image names no command: give one after the image"
@@ -102,6 +105,13 @@ def _check_memory(host_config: Json) -> None:
         raise InvalidInput("Minimum memoryswap limit should be larger than memory limit, see usage")
     if memory and not swap:
         host_config["MemorySwap"] = 2 * memory
+    reservation = host_config.get("MemoryReservation") or 0
+    if 0 < reservation < MIN_MEMORY:
+        raise InvalidInput("Minimum memory reservation allowed is 6MB")
+    if memory and reservation > memory:
+        raise InvalidInput(
+            "Minimum memory limit can not be less than memory reservation limit, see usage"
+        )
 
 
 def _check_cpu(host_config: Json) -> None:

@@ -13,36 +13,39 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from wherry.engine import names
+from wherry.engine import logdrivers, names
 from wherry.engine.attach import StreamAttachment, wanted_streams
 from wherry.engine.config import checked_host_config, merged_config
 from wherry.engine.events import EventBus, container_event
 from wherry.engine.filters import SHOW_STOPPED, Filters, container_filter
 from wherry.engine.guest import Guest, open_log
 from wherry.engine.images import Images
+from wherry.engine.logdrivers import check_log_config
 from wherry.engine.logs import LogQuery, read_log
-from wherry.engine.model import Attachment, Container, ExitStatus, LogFrame, WaitCondition
+from wherry.engine.model import (
+    Attachment,
+    Container,
+    ExitStatus,
+    LogFrame,
+    Status,
+    WaitCondition,
+)
 from wherry.engine.mounts import wanted_mounts
+from wherry.engine.policies import check_restart_policy
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.signals import SIGKILL, SIGTERM, signal_number
 from wherry.engine.spec import adjusted_capabilities
 from wherry.engine.starting import Starter
+from wherry.engine.stopping import Stopper
 from wherry.engine.volumes import VolumeTable
 from wherry.errors import (
-    AgentError,
     Conflict,
     InvalidInput,
-    MachineError,
     NotFound,
+    NotImplementedYet,
     NotModified,
     WherryError,
 )
-
-DEFAULT_STOP_TIMEOUT = 10
-"""Seconds between the stop signal and SIGKILL; Docker's."""
-
-KILL_DEADLINE = 30.0
-"""Seconds that a process may take to die of SIGKILL (it may be in the middle of disk I/O)."""
 
 _T = TypeVar("_T")
 
@@ -65,6 +68,7 @@ class Containers:
         self._starter = starter
         self._images = images
         self._volumes = volumes
+        self._stopper = Stopper(registry, events, guest)
         self._operations: set[asyncio.Task[Any]] = set()
 
     async def create(
@@ -86,6 +90,8 @@ class Containers:
             raise InvalidInput("config: Image is empty", hint="name the image to run")
         self._registry.free_name(name)
         checked = checked_host_config(host_config)
+        check_restart_policy(checked)
+        check_log_config(checked)
         adjusted_capabilities(checked.get("CapAdd") or (), checked.get("CapDrop") or ())
         image = await self._images.resolve(reference, platform)
         merged = merged_config(config, image.config)
@@ -219,6 +225,9 @@ class Containers:
         `logs`: what was put out before, too; without `stream` nothing else, and no input.
         """
         entry = self._registry.find(ref)
+        _check_attachable(entry.container)
+        if logs:
+            _check_readable(entry.container)
         attachment = StreamAttachment(
             tty=entry.container.tty,
             streams=wanted_streams(stdout, stderr),
@@ -253,6 +262,7 @@ class Containers:
         `tail`: the last so many lines; None or negative: all.
         """
         entry = self._registry.find(ref)
+        _check_readable(entry.container)
         query = LogQuery(
             wanted_streams(stdout, stderr),
             follow and entry.container.running,
@@ -284,6 +294,8 @@ class Containers:
     async def _start(self, entry: Entry) -> None:
         async with entry.lock:
             self._need(entry)
+            if entry.container.status is Status.PAUSED:
+                raise Conflict("cannot start a paused container, try unpause instead")
             if entry.container.running:
                 raise NotModified(f"container {entry.container.name} is already running")
             await self._starter.start(entry)
@@ -293,18 +305,7 @@ class Containers:
             self._need(entry)
             if not entry.container.running:
                 raise NotModified(f"container {entry.container.name} is not running")
-        if timeout is None:
-            timeout = entry.container.config.get("StopTimeout")
-        limit = DEFAULT_STOP_TIMEOUT if timeout is None else timeout
-        exited = entry.wait(WaitCondition.NOT_RUNNING)
-        entry.stopping = True
-        try:
-            await self._signal(entry, number)
-            if not await _within(exited, None if limit < 0 else float(limit)):
-                await self._kill_hard(entry)
-        finally:
-            entry.stopping = False
-            exited.cancel()
+        await self._stopper.stop(entry, number, timeout)
 
     async def _restart(self, entry: Entry, number: int, timeout: int | None) -> None:
         entry.restarting = True
@@ -320,50 +321,17 @@ class Containers:
 
     async def _kill(self, entry: Entry, number: int) -> None:
         self._need_running(entry, "cannot kill container: ")
-        if number == SIGKILL:
-            await self._kill_hard(entry)
-        else:
-            await self._signal(entry, number)
+        await self._stopper.signal(entry, number)
 
     async def _remove(self, entry: Entry, force: bool, volumes: bool) -> None:
         async with entry.lock:
             self._need(entry)
             if entry.container.running:
                 if not force:
-                    raise Conflict(
-                        f'cannot remove container "/{entry.container.name}": container is running: '
-                        "stop the container before removing or force remove",
-                        hint="stop it first, or use --force",
-                    )
-                await self._kill_hard(entry)
+                    raise _still_running(entry.container)
+                await self._stopper.kill_hard(entry)
             if not entry.gone:  # its end may have removed it
                 self._registry.remove(entry, volumes=volumes)
-
-    async def _kill_hard(self, entry: Entry) -> None:
-        """SIGKILL, and wait for the end. Raises MachineError when it does not come."""
-        exited = entry.wait(WaitCondition.NOT_RUNNING)
-        try:
-            await self._signal(entry, SIGKILL)
-            if not await _within(exited, KILL_DEADLINE):
-                raise MachineError(
-                    f"container {entry.container.name} has not ended {KILL_DEADLINE:.0f} s after "
-                    "SIGKILL",
-                    hint="its process may wait for the disk: try again, or restart the machine",
-                )
-        finally:
-            exited.cancel()
-
-    async def _signal(self, entry: Entry, number: int) -> None:
-        """Send a signal; none is needed where the process has just ended."""
-        container = entry.container
-        try:
-            await self._guest.need_link().call(
-                "container.kill", {"id": container.id, "signal": number}
-            )
-        except AgentError as error:
-            if error.code not in ("not_found", "conflict"):
-                raise
-        self._events.publish_late(container_event(container, "kill", signal=str(number)))
 
     async def _attach_log(self, entry: Entry, attachment: StreamAttachment) -> None:
         """Bind `attachment` to the log as it is now."""
@@ -391,7 +359,31 @@ class Containers:
             raise Conflict(f"{prefix}container {entry.container.id} is not running")
 
 
-async def _within(future: asyncio.Future[Any], seconds: float | None) -> bool:
-    """Whether `future` is done within `seconds`."""
-    done, _ = await asyncio.wait([future], timeout=seconds)
-    return bool(done)
+def _still_running(container: Container) -> Conflict:
+    """Why it is not removed, in Docker's words."""
+    reason = {
+        Status.PAUSED: "container is paused and must be unpaused first",
+        Status.RESTARTING: "container is restarting: stop the container before removing or force "
+        "remove",
+    }.get(
+        container.status,
+        "container is running: stop the container before removing or force remove",
+    )
+    return Conflict(
+        f'cannot remove container "/{container.name}": {reason}',
+        hint="stop it first, or use --force",
+    )
+
+
+def _check_attachable(container: Container) -> None:
+    if container.status is Status.PAUSED:
+        raise Conflict(f"Container {container.name} is paused, unpause the container before attach")
+    if container.status is Status.RESTARTING:
+        raise Conflict(
+            f"Container {container.id} is restarting, wait until the container is running"
+        )
+
+
+def _check_readable(container: Container) -> None:
+    if logdrivers.driver(container.host_config) == logdrivers.NONE:
+        raise NotImplementedYet("configured logging driver does not support reading")

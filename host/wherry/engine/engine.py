@@ -18,18 +18,21 @@ from wherry.engine import adopt, facts
 from wherry.engine.bootstrapping import Bootstrapper
 from wherry.engine.containers import Containers
 from wherry.engine.distribution import Distribution
-from wherry.engine.events import EventBus, container_event
+from wherry.engine.events import EventBus
 from wherry.engine.execs import Execs, exec_exit
 from wherry.engine.guest import Guest
 from wherry.engine.images import Images
+from wherry.engine.lives import Lives
 from wherry.engine.model import Json
 from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.removals import Removals
+from wherry.engine.sampler import Sampler
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.spec import Facts
 from wherry.engine.starting import Starter
 from wherry.engine.state import State
+from wherry.engine.upkeep import Upkeep
 from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError
 from wherry.images.store import ImageStore
@@ -42,6 +45,12 @@ log = logging.getLogger(__name__)
 
 GONE_WHILE_AWAY = "the machine stopped while no engine ran"
 GONE = "the machine stopped"
+
+_BOOT = "boot"
+"""The mark of the boot whose containers were started."""
+
+_EVENTS_PATIENCE = 10.0
+"""Seconds that what the agent has told may take to be heard."""
 
 
 class Engine:
@@ -69,6 +78,8 @@ class Engine:
         self._guest_facts = facts.GuestFacts()
         self._known_link: LinkPort | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last_event = 0
+        self._event_handled = asyncio.Event()
         spec_facts = Facts(hostname=machine_name)
         self.events = EventBus(state)
         volumes = VolumeTable(state)
@@ -77,6 +88,7 @@ class Engine:
         prefix = f"container:{machine_name}:"
         self.images = Images(store, machine, self._registry, self.events, prefix)
         self.distribution = Distribution(store, self.events)
+        self.upkeep = Upkeep(store, self.events, self.images)
         self._removals = Removals(state, self._guest, self.images, volumes)
         self.volumes = Volumes(
             volumes,
@@ -88,6 +100,8 @@ class Engine:
         self.containers = Containers(
             self._registry, self.events, self._guest, starter, self.images, volumes
         )
+        self.lives = Lives(self._registry, self._guest, starter, self.containers)
+        self.sampler = Sampler(self._registry, self._guest)
         self.snapshots = Snapshots(self._registry, self.events, self._guest, self.images)
         self.bootstrapper = Bootstrapper(
             self.containers,
@@ -142,6 +156,7 @@ class Engine:
     async def aclose(self) -> None:
         """Let go of everything; the machine and its containers run on."""
         await self.containers.close()
+        await self.sampler.close()
         await self._removals.close()
         for task in tuple(self._tasks):
             task.cancel()
@@ -176,6 +191,8 @@ class Engine:
     async def _adopt(self) -> None:
         known = {entry.container.id for entry in self._registry}
         await asyncio.to_thread(self.images.release_others, known)
+        containers = [entry.container for entry in self._registry]
+        await asyncio.to_thread(self.images.hold_missing, containers)
         self.machine.on_link(self._link_changed)
         self.machine.on_state(self._state_changed)
         if await self.machine.adopt():
@@ -201,7 +218,7 @@ class Engine:
     async def _agree(self, link: LinkPort) -> None:
         """Bring rows and guest into agreement."""
         try:
-            await adopt.reconcile(link, self._registry, self.execs)
+            await adopt.reconcile(link, self._registry, self.execs, self._events_up_to)
             for entry in self._registry.running():
                 self._guest.pin(entry.container)
             self._removals.resume()
@@ -210,6 +227,15 @@ class Engine:
             log.error("the machine does not tell what runs in it: %s", error)
             return
         self._guest_facts = facts.GuestFacts.from_info(info)
+        self._boot_seen(str(info.get("boot_id") or ""))
+
+    def _boot_seen(self, boot_id: str) -> None:
+        """Once in a boot: start what starts with the machine."""
+        if not boot_id or boot_id == self._state.mark(_BOOT):
+            return
+        with self._state.transaction() as transaction:
+            transaction.set_mark(_BOOT, boot_id)
+        self._spawn(self.lives.start_with_machine())
 
     async def _agent_event(self, event: AgentEventPort) -> None:
         """Store what the agent tells: returning acknowledges it, also what is malformed."""
@@ -217,16 +243,30 @@ class Engine:
             self._apply(event)
         except LinkError as error:
             log.error("event %s: %s", event.name, error)
+        self._last_event = event.id
+        self._event_handled.set()
+
+    async def _events_up_to(self, event_id: int) -> None:
+        """Until the agent's event has been handled; not for ever, should it not come."""
+        try:
+            async with asyncio.timeout(_EVENTS_PATIENCE):
+                while self._last_event < event_id:
+                    self._event_handled.clear()
+                    await self._event_handled.wait()
+        except TimeoutError:
+            log.warning("the agent's event %d has not come", event_id)
 
     def _apply(self, event: AgentEventPort) -> None:
         if event.name == "container.exit":
             adopt.container_exited(self._registry, event.payload)
+        elif event.name == "container.started":
+            adopt.container_started(self._registry, event.payload)
+        elif event.name == "container.health":
+            adopt.container_health(self._registry, event.payload)
         elif event.name == "exec.exit":
             self.execs.exited(*exec_exit(event.payload))
         elif event.name == "container.oom":
-            entry = self._registry.get(str(event.payload.get("id")))
-            if entry is not None:
-                self.events.publish_late(container_event(entry.container, "oom"))
+            adopt.container_oom(self._registry, event.payload)
         else:
             log.warning("the agent sent an event that this engine does not know: %s", event.name)
 

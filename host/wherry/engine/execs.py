@@ -16,11 +16,12 @@ from wherry.engine import names
 from wherry.engine.attach import StreamAttachment, wanted_streams
 from wherry.engine.config import check_process
 from wherry.engine.events import EventBus, container_event
+from wherry.engine.exits import LOST_CODE
 from wherry.engine.failure import EXEC, SETUP_FAILED, start_failure
 from wherry.engine.guest import START_TIMEOUT, Guest, number
-from wherry.engine.model import Attachment, Exec, Json
+from wherry.engine.model import Attachment, Exec, Json, Status
 from wherry.engine.ports import StreamPort
-from wherry.engine.registry import LOST_CODE, Entry, Registry
+from wherry.engine.registry import Entry, Registry
 from wherry.engine.spec import Facts, console_size, exec_process
 from wherry.engine.state import State
 from wherry.errors import (
@@ -214,8 +215,17 @@ class Execs:
         return held
 
     def _need_running(self, entry: Entry) -> None:
-        if not entry.container.running:
-            raise Conflict(f"container {entry.container.id} is not running")
+        container = entry.container
+        if container.status is Status.PAUSED:
+            raise Conflict(
+                f"Container {container.name} is paused, unpause the container before exec"
+            )
+        if container.status is Status.RESTARTING:
+            raise Conflict(
+                f"Container {container.id} is restarting, wait until the container is running"
+            )
+        if not container.running:
+            raise Conflict(f"container {container.id} is not running")
 
     def _prune(self) -> None:
         ended = [id for id, held in self._held.items() if held.ended.done()]

@@ -1,8 +1,8 @@
 """Log frames from bytes. Sans-I/O: bytes in, frames out, however the bytes are cut.
 
-A frame is a 16-byte header, big-endian: stream, flags (0), reserved (0), payload length, time_ns;
-then the payload, at most 64 KiB (docs/agent-calls.md). The guest is not trusted: anything else is
-an error.
+A frame is a 16-byte header, big-endian: stream, flags, reserved (0), payload length, time_ns; then
+the payload, at most 64 KiB (docs/agent-calls.md). With the flag GAP it is no output: its payload
+says how many bytes of the log are gone. The guest is not trusted: anything else is an error.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from wherry.errors import LinkError
 
 HEADER = struct.Struct(">BBHIQ")
 MAX_PAYLOAD = 64 * 1024
+GAP = 1
+_SKIPPED = struct.Struct(">Q")
 
 
 class FrameParser:
     """Feed it pieces of an attach stream.
 
-    `consumed` counts the bytes of all whole frames so far: added to the offset where the stream
-    began, it is where another stream goes on.
+    `consumed` counts the bytes of the log that all whole frames so far stand for: added to the
+    offset where the stream began, it is where another stream goes on.
     """
 
     def __init__(self) -> None:
@@ -34,15 +36,21 @@ class FrameParser:
         position = 0
         while len(buffer) - position >= HEADER.size:
             stream, flags, reserved, length, time_ns = HEADER.unpack_from(buffer, position)
-            if stream not in (STDOUT, STDERR) or flags or reserved or length > MAX_PAYLOAD:
+            gap = flags == GAP and length == _SKIPPED.size
+            known = stream in (STDOUT, STDERR) and (not flags or gap) and not reserved
+            if not known or length > MAX_PAYLOAD:
                 raise LinkError("the guest sent output that is not log frames")
             end = position + HEADER.size + length
             if end > len(buffer):
                 break
-            frames.append(LogFrame(stream, time_ns, buffer[position + HEADER.size : end]))
+            payload = buffer[position + HEADER.size : end]
+            if gap:
+                self.consumed += _SKIPPED.unpack(payload)[0]
+            else:
+                self.consumed += end - position
+                frames.append(LogFrame(stream, time_ns, payload))
             position = end
         self._rest = buffer[position:]
-        self.consumed += position
         return frames
 
     def finish(self) -> None:

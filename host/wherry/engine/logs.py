@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from wherry.engine.attach import read_frames
-from wherry.engine.frames import HEADER
+from wherry.engine.attach import FrameReader
 from wherry.engine.guest import Guest, open_log
 from wherry.engine.model import LogFrame
 from wherry.engine.ports import StreamPort
@@ -43,18 +42,17 @@ class LogQuery:
 
 async def read_log(guest: Guest, container_id: str, query: LogQuery) -> AsyncIterator[LogFrame]:
     """The frames that `query` wants, in the log's order."""
-    position = 0
+    place = _Place()
     if query.tail is not None:
         tail = Tail(query.tail)
-        async for frame in _frames(guest, container_id, 0, follow=False):
-            position += _size(frame)
+        async for frame in _frames(guest, container_id, place, follow=False):
             if query.wants(frame):
                 tail.feed(frame)
         for frame in tail.frames():
             yield frame
         if not query.follow:
             return
-    async for frame in _until(_frames(guest, container_id, position, query.follow), query):
+    async for frame in _until(_frames(guest, container_id, place, query.follow), query):
         if query.wants(frame):
             yield frame
 
@@ -76,12 +74,20 @@ async def _until(frames: AsyncIterator[LogFrame], query: LogQuery) -> AsyncItera
         yield frame
 
 
+@dataclass(slots=True)
+class _Place:
+    """Where in the log reading has come to; what has been rotated away is passed over."""
+
+    position: int = 0
+
+
 async def _frames(
-    guest: Guest, container_id: str, position: int, follow: bool
+    guest: Guest, container_id: str, place: _Place, follow: bool
 ) -> AsyncIterator[LogFrame]:
+    """The frames from `place` on, which moves along."""
     link = await guest.running_link()
     try:
-        stream, offset = await open_log(link, container_id, position, follow=follow)
+        stream, offset = await open_log(link, container_id, place.position, follow=follow)
     except AgentError as error:
         if error.code == "not_found":  # it never wrote a log
             return
@@ -92,15 +98,13 @@ async def _frames(
         stream, _ = await open_log(guest.need_link(), container_id, at, follow=follow)
         return stream
 
+    reader = FrameReader(stream, offset, reopen)
     try:
-        async for frame in read_frames(stream, offset, reopen):
+        async for frame in reader.frames():
             yield frame
+        place.position = reader.position
     finally:
         stream.reset("the reader has enough")
-
-
-def _size(frame: LogFrame) -> int:
-    return HEADER.size + len(frame.payload)
 
 
 class Tail:

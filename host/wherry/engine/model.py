@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 STDOUT = 1
@@ -21,10 +21,13 @@ Json = dict[str, Any]
 
 
 class Status(enum.Enum):
-    """Docker's `State.Status`. Pausing and restarting come with their capabilities."""
+    """Docker's `State.Status`."""
 
     CREATED = "created"
     RUNNING = "running"
+    PAUSED = "paused"
+    RESTARTING = "restarting"
+    """It has ended, and its policy will start it again."""
     EXITED = "exited"
     REMOVING = "removing"
     DEAD = "dead"
@@ -91,6 +94,10 @@ class Container:
         exit_code: None until the container has run (or failed to start) once.
         log_bytes: length of its log when it last exited, where the next run's log begins; None when
             the machine went away under it.
+        restart_count: starts by its policy since somebody started it.
+        stopped_by_user: somebody has signalled it since its start.
+        health: {status, failing_streak, changes, log} as the agent told last; None: no check.
+        oom_kills: processes of its present run that were killed for want of memory.
     """
 
     id: str
@@ -113,10 +120,28 @@ class Container:
     finished_ns: int | None = None
     restart_count: int = 0
     log_bytes: int | None = 0
+    stopped_by_user: bool = False
+    health: Json | None = None
+    oom_kills: int = 0
 
     @property
     def running(self) -> bool:
-        return self.status is Status.RUNNING
+        """Docker's `State.Running`: also while it is paused, or about to be started again."""
+        return self.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has a process."""
+        return self.status in (Status.RUNNING, Status.PAUSED)
+
+    def with_health_log(self, health: Json) -> Container:
+        """With the results of `health`, told between two changes of its status."""
+        return replace(self, health=health)
+
+    @property
+    def health_status(self) -> str:
+        """starting, healthy or unhealthy; `none` without a check."""
+        return str(self.health["status"]) if self.health else "none"
 
     @property
     def tty(self) -> bool:

@@ -8,8 +8,7 @@ it.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,50 +16,12 @@ from typing import Any
 from wherry.engine import names
 from wherry.engine.attach import StreamAttachment
 from wherry.engine.events import EventBus, container_event
-from wherry.engine.model import Container, ExitStatus, Status, Volume, WaitCondition
+from wherry.engine.exits import Exit
+from wherry.engine.model import Container, ExitStatus, Json, Status, Volume, WaitCondition
+from wherry.engine.policies import probe_command
 from wherry.engine.state import State, Transaction
 from wherry.engine.volumes import VolumeTable
-from wherry.errors import Conflict, LinkError
-
-LOST_CODE = 137
-"""Exit code of a container whose machine went away: as if it had got SIGKILL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a container ended. `log_bytes` None: unknown; `started_ns` None: of the present run."""
-
-    code: int
-    finished_ns: int
-    started_ns: int | None = None
-    log_bytes: int | None = None
-    oom: bool = False
-    error: str = ""
-
-    @classmethod
-    def lost(cls, error: str) -> Exit:
-        """The machine went away."""
-        return cls(LOST_CODE, time.time_ns(), error=error)
-
-    @classmethod
-    def from_payload(cls, payload: Any) -> Exit:
-        """The payload of `container.exit`. Raises LinkError when the guest sent something else."""
-        if not isinstance(payload, Mapping):
-            raise LinkError("the guest sent an exit that is none")
-        return cls(
-            code=_count(payload, "exit_code"),
-            finished_ns=_count(payload, "finished_ns"),
-            started_ns=_count(payload, "started_ns"),
-            log_bytes=_count(payload, "log_bytes"),
-            oom=payload.get("oom") is True,
-        )
-
-
-def _count(payload: Mapping[str, Any], name: str) -> int:
-    value = payload.get(name)
-    if not isinstance(value, int) or value < 0:
-        raise LinkError(f"the guest sent an exit without a valid {name}")
-    return value
+from wherry.errors import Conflict
 
 
 @dataclass(slots=True, eq=False)
@@ -141,6 +102,14 @@ class Entry:
                 future.set_result(status)
 
 
+def _starting(container: Container) -> Json | None:
+    """Its health as a run begins; earlier results stay to be seen."""
+    if probe_command(container.config) is None:
+        return None
+    log = (container.health or {}).get("log", [])
+    return {"status": "starting", "failing_streak": 0, "changes": 0, "log": log}
+
+
 def _discard(items: list[Any], item: Any) -> None:
     if item in items:
         items.remove(item)
@@ -197,10 +166,13 @@ class Registry:
         self._put(entry)
         return entry
 
-    def started(self, entry: Entry, *, pid: int | None, started_ns: int) -> None:
-        """It runs."""
+    def started(
+        self, entry: Entry, *, pid: int | None, started_ns: int, restart_count: int = 0
+    ) -> None:
+        """It runs: somebody started it, or its policy for the `restart_count`-th time."""
+        was = entry.container
         container = replace(
-            entry.container,
+            was,
             status=Status.RUNNING,
             pid=pid,
             started_ns=started_ns,
@@ -208,6 +180,10 @@ class Registry:
             exit_code=0,
             error="",
             oom_killed=False,
+            oom_kills=0,
+            restart_count=restart_count,
+            stopped_by_user=was.stopped_by_user and restart_count > 0,
+            health=_starting(was),
         )
         with self._events.transaction() as transaction:
             transaction.update_container(container)
@@ -221,23 +197,28 @@ class Registry:
         was = entry.container
         container = replace(
             was,
-            status=Status.EXITED,
+            status=Status.RESTARTING if exit.restarting else Status.EXITED,
             pid=None,
             exit_code=exit.code,
             error=exit.error,
-            oom_killed=exit.oom,
+            oom_killed=exit.oom or was.oom_killed,
             finished_ns=exit.finished_ns,
             log_bytes=exit.log_bytes,
+            restart_count=was.restart_count if exit.restart_count is None else exit.restart_count,
+            health=exit.health or was.health,
         )
-        remove = container.auto_remove and not entry.restarting
+        remove = container.auto_remove and not entry.restarting and not exit.restarting
         seconds = max(0, exit.finished_ns - (was.started_ns or exit.finished_ns)) // 1_000_000_000
-        die = container_event(container, "die", exitCode=str(exit.code), execDuration=str(seconds))
+        facts = {"exitCode": str(exit.code), "execDuration": str(seconds)}
+        if exit.log_lost:
+            facts["logLostBytes"] = str(exit.log_lost)
+        die = container_event(container, "die", **facts)
         orphans = self._orphans(entry) if remove else ()
         with self._events.transaction() as transaction:
             transaction.add_event(die)
             for event in self._volumes.mount_events(container, "unmount"):
                 transaction.add_event(event)
-            if entry.stopping:
+            if entry.stopping and not exit.restarting:
                 transaction.add_event(container_event(container, "stop"))
             if remove:
                 self._delete(transaction, container, orphans, in_guest=True)
@@ -245,9 +226,61 @@ class Registry:
                 transaction.update_container(container)
         entry.container = container
         entry.wake(WaitCondition.NOT_RUNNING, WaitCondition.NEXT_EXIT)
-        self.on_exit(entry)
+        if not exit.restarting:
+            self.on_exit(entry)
         if remove:
             self._forget(entry, orphans)
+
+    def not_restarted(self, entry: Entry, exit: Exit) -> None:
+        """It waited to be started again, and will not be: somebody stopped it, or it cannot."""
+        container = replace(
+            entry.container, status=Status.EXITED, exit_code=exit.code, error=exit.error
+        )
+        with self._events.transaction() as transaction:
+            transaction.update_container(container)
+            if entry.stopping:
+                transaction.add_event(container_event(container, "stop"))
+        entry.container = container
+        entry.wake(WaitCondition.NOT_RUNNING, WaitCondition.NEXT_EXIT)
+        self.on_exit(entry)
+
+    def paused(self, entry: Entry, paused: bool) -> None:
+        """All its processes stand still, or go on."""
+        status = Status.PAUSED if paused else Status.RUNNING
+        if not entry.container.alive or entry.container.status is status:
+            return
+        self._change(entry, "pause" if paused else "unpause", status=status)
+
+    def health_changed(self, entry: Entry, started_ns: int, health: Json) -> None:
+        """What the agent tells of a run's health; once more is fine."""
+        was = entry.container
+        known = was.health["changes"] if was.health else 0
+        if not was.alive or was.started_ns != started_ns or health["changes"] <= known:
+            return
+        self._change(entry, f"health_status: {health['status']}", health=health)
+
+    def oom(self, entry: Entry, started_ns: int, kills: int) -> None:
+        """Processes of a run were killed for want of memory, `kills` so far."""
+        was = entry.container
+        if was.started_ns == started_ns and kills > was.oom_kills:
+            self._change(entry, "oom", oom_killed=True, oom_kills=kills)
+
+    def updated(self, entry: Entry, host_config: Json) -> None:
+        """It has other limits, or another policy."""
+        self._change(entry, "update", host_config=host_config)
+
+    def stopped_by_user(self, entry: Entry) -> None:
+        """Somebody has signalled it: remembered for its policy."""
+        if not entry.container.stopped_by_user:
+            self._change(entry, None, stopped_by_user=True)
+
+    def _change(self, entry: Entry, action: str | None, **changes: Any) -> None:
+        container = replace(entry.container, **changes)
+        with self._events.transaction() as transaction:
+            transaction.update_container(container)
+            if action is not None:
+                transaction.add_event(container_event(container, action))
+        entry.container = container
 
     def start_failed(self, entry: Entry, code: int, error: str) -> None:
         """The process did not start: code and text are kept, the status stays as it was."""

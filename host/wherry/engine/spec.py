@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from wherry.engine.config import CPU_PERIOD
+from wherry.engine.logdrivers import log_params
 from wherry.engine.model import SHORT_ID, Container, Json
+from wherry.engine.policies import health_params, probe_command, restart_params
 from wherry.engine.spec_mounts import runtime_mounts
 from wherry.errors import InvalidInput
 
@@ -88,7 +90,18 @@ def start_params(
         "stdin_once": bool(container.config.get("StdinOnce")),
         "files": etc_files(container, facts),
         "size": size if container.tty else None,
+        "restart": restart_params(container.host_config),
+        "health": _health(container, facts),
+        "log": log_params(container.host_config),
     }
+
+
+def _health(container: Container, facts: Facts) -> Json | None:
+    command = probe_command(container.config)
+    if command is None:
+        return None
+    process = exec_process(container, {"Cmd": command}, facts)
+    return health_params(container.config, process)
 
 
 def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], str] = str) -> Json:
@@ -103,7 +116,7 @@ def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], 
         "mounts": runtime_mounts(container, directory),
         "linux": {
             "namespaces": _namespaces(host_config),
-            "resources": _resources(host_config) | {"devices": _device_rules(privileged)},
+            "resources": resources(host_config) | {"devices": _device_rules(privileged)},
             "maskedPaths": [] if privileged else list(MASKED_PATHS),
             "readonlyPaths": [] if privileged else list(READONLY_PATHS),
         },
@@ -220,17 +233,23 @@ def _namespaces(host_config: Mapping[str, Any]) -> list[Json]:
     return [{"type": kind} for kind in _NAMESPACES if kind not in shared]
 
 
-def _resources(host_config: Mapping[str, Any]) -> Json:
-    resources: Json = {}
-    if memory := host_config.get("Memory"):
-        resources["memory"] = {"limit": memory}
+def resources(host_config: Mapping[str, Any]) -> Json:
+    """The limits, as `linux.resources` without devices."""
+    result: Json = {}
+    memory: Json = {}
+    if limit := host_config.get("Memory"):
+        memory["limit"] = limit
         if swap := host_config.get("MemorySwap"):
-            resources["memory"]["swap"] = swap
+            memory["swap"] = swap
+    if reservation := host_config.get("MemoryReservation"):
+        memory["reservation"] = reservation
+    if memory:
+        result["memory"] = memory
     if cpu := _cpu(host_config):
-        resources["cpu"] = cpu
-    if (pids := host_config.get("PidsLimit")) and pids > 0:
-        resources["pids"] = {"limit": pids}
-    return resources
+        result["cpu"] = cpu
+    if pids := host_config.get("PidsLimit"):
+        result["pids"] = {"limit": max(-1, pids)}
+    return result
 
 
 def _device_rules(privileged: bool) -> list[Json]:

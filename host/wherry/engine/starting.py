@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wherry.engine.attach import StreamAttachment
 from wherry.engine.failure import CONTAINER, SETUP_FAILED, start_failure
 from wherry.engine.guest import START_TIMEOUT, Guest, log_end, number, open_log
+from wherry.engine.model import Container, Json
 from wherry.engine.ports import LinkPort, StreamPort
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.spec import Facts, start_params
@@ -68,6 +69,11 @@ class Starter:
             entry.starting = False
             entry.abandon_waiting()
 
+    def params(self, container: Container, host_config: Json) -> Json:
+        """What its policy starts it with from now on, with `host_config` in place of its own."""
+        updated = replace(container, host_config=host_config)
+        return start_params(updated, container.layers, self._facts, self._directory)
+
     async def attach_running(self, entry: Entry, attachment: StreamAttachment) -> None:
         """Bind an attachment to a container that runs."""
         position = "start" if attachment.replay else "now"
@@ -82,6 +88,7 @@ class Starter:
         container = entry.container
         link, layers = await self._guest.prepare(container)
         params = start_params(container, layers, self._facts, self._directory)
+        params["reader_expected"] = any(it.waiting for it in entry.attachments)
         position = container.log_bytes
         if position is None:
             position = await log_end(link, container.id)

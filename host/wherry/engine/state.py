@@ -60,16 +60,24 @@ _MIGRATIONS: tuple[str, ...] = (
     -- directories of volumes that are gone here and that the guest may still have
     CREATE TABLE volume_removals (directory TEXT PRIMARY KEY) STRICT;
     """,
+    """
+    ALTER TABLE containers ADD COLUMN stopped_by_user INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE containers ADD COLUMN health TEXT;
+    ALTER TABLE containers ADD COLUMN oom_kills INTEGER NOT NULL DEFAULT 0;
+    -- single facts, such as the boot whose containers were started
+    CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    """,
 )
 
 _CONTAINER_FIELDS = (
     "id", "name", "created_ns", "image", "image_id", "manifest_digest", "config", "host_config",
     "layers", "platform", "mounts", "status", "pid", "exit_code", "error", "oom_killed",
-    "started_ns", "finished_ns", "restart_count", "log_bytes",
+    "started_ns", "finished_ns", "restart_count", "log_bytes", "stopped_by_user", "health",
+    "oom_kills",
 )  # fmt: skip
 _CONTAINER_CHANGES = (
     "name", "status", "pid", "exit_code", "error", "oom_killed", "started_ns", "finished_ns",
-    "restart_count", "log_bytes",
+    "restart_count", "log_bytes", "stopped_by_user", "health", "oom_kills", "host_config",
 )  # fmt: skip
 _VOLUME_FIELDS = ("name", "created_ns", "directory", "anonymous", "labels", "options")
 _EXEC_FIELDS = (
@@ -126,6 +134,9 @@ class Transaction:
 
     def delete_removal(self, container_id: str) -> None:
         self._connection.execute("DELETE FROM removals WHERE id = ?", (container_id,))
+
+    def set_mark(self, name: str, value: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
 
     def add_event(self, event: Event) -> None:
         _insert(self._connection, "events", _event_row(event))
@@ -203,6 +214,11 @@ class State:
     def removals(self) -> list[str]:
         return [row[0] for row in self._connection.execute("SELECT id FROM removals")]
 
+    def mark(self, name: str) -> str:
+        """A fact that was noted; empty when it was not."""
+        row = self._connection.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
     def last_event(self) -> int:
         """The newest event's seq; 0 when there is none."""
         row = self._connection.execute("SELECT max(seq) FROM events").fetchone()
@@ -268,6 +284,8 @@ def _container_row(container: Container) -> dict[str, Any]:
     row = {name: getattr(container, name) for name in _CONTAINER_FIELDS}
     row["status"] = container.status.value
     row["oom_killed"] = int(container.oom_killed)
+    row["stopped_by_user"] = int(container.stopped_by_user)
+    row["health"] = None if container.health is None else json.dumps(container.health)
     for name in ("config", "host_config"):
         row[name] = json.dumps(row[name])
     row["layers"] = json.dumps(list(container.layers))
@@ -278,6 +296,8 @@ def _container_row(container: Container) -> dict[str, Any]:
 def _container(row: dict[str, Any]) -> Container:
     row["status"] = Status(row["status"])
     row["oom_killed"] = bool(row["oom_killed"])
+    row["stopped_by_user"] = bool(row["stopped_by_user"])
+    row["health"] = None if row["health"] is None else json.loads(row["health"])
     for name in ("config", "host_config"):
         row[name] = json.loads(row[name])
     row["layers"] = tuple(json.loads(row["layers"]))
