@@ -17,9 +17,9 @@ from typing import NoReturn
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.server import Agent, report
 from wherry_guest.core.child import close_others, reset_signals
-from wherry_guest.core.mounts import MakePrivate
 from wherry_guest.core.pid1 import Pid1, Program
 from wherry_guest.core.plan import Layout
+from wherry_guest.core.root import MakePrivate
 from wherry_guest.core.steps import State
 from wherry_guest.core.syscalls import CLONE_NEWNS, Kernel
 from wherry_guest.loop import Loop

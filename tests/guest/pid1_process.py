@@ -13,9 +13,9 @@ import socket
 import sys
 
 import wherry_guest
-from wherry_guest.core.mounts import MakePrivate
 from wherry_guest.core.pid1 import Pid1, Program
 from wherry_guest.core.plan import Layout
+from wherry_guest.core.root import MakePrivate
 from wherry_guest.core.steps import State
 from wherry_guest.core.syscalls import CLONE_NEWNS, Kernel
 

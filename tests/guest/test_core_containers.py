@@ -477,10 +477,13 @@ def broken_specs(machine: Machine) -> dict[str, tuple[dict, str]]:
     unknown = machine.spec("true")
     unknown["linux"]["timeOffsets"] = {"monotonic": {"secs": 1}}
     return {
-        "limit": (limit, "set nonsense.max to 1: No such file or directory"),
+        "limit": (
+            limit,
+            "set nonsense.max to 1 (linux.resources.unified.nonsense.max): the cgroup has no",
+        ),
         "bind": (bind, "take /no/such/source for a bind mount: No such file or directory"),
         "tmpfs": (tmpfs, "mount tmpfs on /x: Invalid argument (EINVAL)"),
-        "unknown field": (unknown, "linux.timeOffsets is not supported"),
+        "unknown field": (unknown, "linux.timeOffsets needs a new time namespace"),
         "command": (machine.spec("nope"), "executable file not found"),
     }
 

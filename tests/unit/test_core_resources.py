@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from recording_kernel import RecordingKernel
 
 from wherry_guest.core import cgroups
-from wherry_guest.core.cgroups import cpu_weight, limits
 from wherry_guest.core.devices import device_program
+from wherry_guest.core.fields import SpecError
+from wherry_guest.core.limits import cpu_weight, limits
 from wherry_guest.core.overlay import MountSingleLayer, mount_rootfs, overlay_options
-from wherry_guest.core.spec import DeviceRule, Resources, SpecError
+from wherry_guest.core.resources import DeviceRule, Resources
 from wherry_guest.zygote import Rootfs
 
 # Limits.
@@ -49,7 +50,7 @@ from wherry_guest.zygote import Rootfs
     ],
 )
 def test_limits_become_cgroup_v2_files(resources: Resources, files: list[tuple[str, str]]) -> None:
-    assert limits(resources) == files
+    assert [(limit.file, limit.value) for limit in limits(resources)] == files
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from wherry_guest.channel import CallError
-from wherry_guest.core.cgroups import limits
-from wherry_guest.core.spec import SpecError, parse_resources
+from wherry_guest.core.fields import SpecError
+from wherry_guest.core.limits import limits
+from wherry_guest.core.resources import parse_resources
 
 
 def apply(cgroup: Path, resources: Mapping[str, Any]) -> None:
@@ -22,7 +23,8 @@ def apply(cgroup: Path, resources: Mapping[str, Any]) -> None:
     except SpecError as error:
         raise CallError("invalid", str(error)) from error
     before: list[tuple[Path, str]] = []
-    for name, value in wanted:
+    for limit in wanted:
+        name, value = limit.file, limit.value
         file = cgroup / name
         try:
             old = file.read_text().strip()

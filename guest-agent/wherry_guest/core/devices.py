@@ -14,7 +14,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wherry_guest.core.spec import Device, DeviceRule
+from wherry_guest.core.mounts import AttachBind
+from wherry_guest.core.resources import DeviceRule
+from wherry_guest.core.spec import Device
 from wherry_guest.core.steps import SetupError, make_directories
 
 if TYPE_CHECKING:
@@ -38,6 +40,16 @@ DEFAULT_LINKS: Final = (
     ("/proc/self/fd/1", "/dev/stdout"),
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
+)
+
+ALWAYS_ALLOWED: Final = (
+    # what every container may open beside its spec's rules: making nodes, the default ones, the
+    # terminal multiplexer and pseudo terminals; config-linux.md, "Allowed Device list"
+    DeviceRule(True, "c", None, None, "m"),
+    DeviceRule(True, "b", None, None, "m"),
+    *(DeviceRule(True, "c", device.major, device.minor, "rwm") for device in DEFAULT_DEVICES),
+    DeviceRule(True, "c", 5, 2, "rwm"),
+    DeviceRule(True, "c", 136, None, "rwm"),
 )
 
 _TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
@@ -88,12 +100,46 @@ class MakeLink:
             return
 
 
+@dataclass(frozen=True, slots=True)
+class TakeDevice:
+    """Copy the runtime's own node for `device`: in a user namespace no node can be made."""
+
+    device: Device
+
+    def describe(self) -> str:
+        return f"take the device {self.device.path}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        device = self.device
+        tree = kernel.open_tree(device.path, False)
+        found = kernel.stat(tree)
+        wanted = (_TYPES[device.type], device.major, device.minor)
+        if (stat.S_IFMT(found.mode), found.major, found.minor) != wanted:
+            raise SetupError(f"{self.describe()}: the host has something else there")
+        state.trees[device.path] = tree
+
+
 def plan_devices(devices: Sequence[Device]) -> list[MakeDevice | MakeLink]:
     """The default nodes and links, and the spec's own (which win over a default of that path)."""
+    return [*(MakeDevice(device) for device in _with_defaults(devices)), *_links()]
+
+
+def plan_taken_devices(
+    devices: Sequence[Device],
+) -> tuple[list[TakeDevice], list[AttachBind | MakeLink]]:
+    """The same for a user namespace: what is done outside, and what inside."""
+    every = _with_defaults(devices)
+    attach = [AttachBind(device.path, device.path, device.path) for device in every]
+    return [TakeDevice(device) for device in every], [*attach, *_links()]
+
+
+def _with_defaults(devices: Sequence[Device]) -> list[Device]:
     own = {device.path for device in devices}
-    nodes = [device for device in DEFAULT_DEVICES if device.path not in own]
-    steps: list[MakeDevice | MakeLink] = [MakeDevice(device) for device in [*nodes, *devices]]
-    return steps + [MakeLink(target, path) for target, path in DEFAULT_LINKS]
+    return [*(device for device in DEFAULT_DEVICES if device.path not in own), *devices]
+
+
+def _links() -> list[MakeLink]:
+    return [MakeLink(target, path) for target, path in DEFAULT_LINKS]
 
 
 # The filter.
@@ -126,7 +172,7 @@ class FilterDevices:
     rules: tuple[DeviceRule, ...]
 
     def describe(self) -> str:
-        return "attach the device filter to the cgroup"
+        return "attach the device filter to the cgroup (linux.resources.devices)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         program = device_program(self.rules)

@@ -1,9 +1,10 @@
-"""The container's mounts: options, file systems, binds, entering the root, masking.
+"""The container's mounts: what is taken from outside, and what is mounted in the container.
 
-Rules: *what the image says about a path is never believed outside of the image.* Bind sources are
-taken as detached trees while the root is still the VM's; then the root is entered and the VM's
-is gone; only then targets are resolved: a symlink or `..` in the image cannot lead out of it.
-procfs and sysfs are mounted on real directories only, so that masks cannot be dodged.
+Rules: *what the image says about a path is never believed outside of the image.* Bind sources, and
+file systems that may need paths of the runtime's, are taken as detached trees while the root is
+still the runtime's; then the root is entered and the old one is gone; only then targets are
+resolved: a symlink or `..` in the image cannot lead out of it. procfs and sysfs are mounted on real
+directories only, so that masks cannot be dodged.
 """
 
 from __future__ import annotations
@@ -13,173 +14,127 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wherry_guest.core.spec import Mount, SpecError
+from wherry_guest.core.fields import SpecError
+from wherry_guest.core.mount_options import (
+    FILESYSTEMS,
+    PROPAGATION,
+    MountOptions,
+    attributes,
+    parse_options,
+)
+from wherry_guest.core.spec import Mount
 from wherry_guest.core.steps import SetupError, make_directories
 from wherry_guest.core.syscalls import (
     AT_FDCWD,
-    MNT_DETACH,
-    MOUNT_ATTR__ATIME,
-    MOUNT_ATTR_NOATIME,
-    MOUNT_ATTR_NODEV,
-    MOUNT_ATTR_NODIRATIME,
-    MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY,
-    MOUNT_ATTR_STRICTATIME,
-    MS_BIND,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
     MS_DIRSYNC,
-    MS_NOATIME,
-    MS_NODEV,
-    MS_NODIRATIME,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_PRIVATE,
     MS_RDONLY,
-    MS_REC,
-    MS_RELATIME,
-    MS_STRICTATIME,
     MS_SYNCHRONOUS,
+    O_PATH,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
 )
+from wherry_guest.core.userns import IdMaps, id_map_tree, user_namespace
 
 if TYPE_CHECKING:
     from wherry_guest.core.steps import State
     from wherry_guest.core.syscalls import Kernel
 
-FILESYSTEMS: Final = {
-    "proc": "proc",
-    "sysfs": "sysfs",
-    "tmpfs": "tmpfs",
-    "devpts": "devpts",
-    "mqueue": "mqueue",
-    "cgroup": "cgroup2",  # the spec's name for either version
-    "cgroup2": "cgroup2",
-}
-"""The types that may stand in a spec, and the kernel's name for each."""
-
 _REAL_DIRECTORY_ONLY: Final = ("proc", "sysfs", "cgroup2")
+_VISIBLE_FIRST: Final = ("proc", "sysfs")
+"""In a user namespace the kernel gives new instances of these only where an old one can be seen
+(fs/namespace.c, mount_too_revealing), which ends with the old root."""
 
-# mount(8)'s words: (flag to set, flag to clear)
-_FLAGS: Final = {
-    "ro": (MS_RDONLY, 0), "rw": (0, MS_RDONLY),
-    "nosuid": (MS_NOSUID, 0), "suid": (0, MS_NOSUID),
-    "nodev": (MS_NODEV, 0), "dev": (0, MS_NODEV),
-    "noexec": (MS_NOEXEC, 0), "exec": (0, MS_NOEXEC),
-    "sync": (MS_SYNCHRONOUS, 0), "async": (0, MS_SYNCHRONOUS),
-    "dirsync": (MS_DIRSYNC, 0),
-    "noatime": (MS_NOATIME, 0), "atime": (0, MS_NOATIME),
-    "nodiratime": (MS_NODIRATIME, 0), "diratime": (0, MS_NODIRATIME),
-    "relatime": (MS_RELATIME, 0), "norelatime": (0, MS_RELATIME),
-    "strictatime": (MS_STRICTATIME, 0), "nostrictatime": (0, MS_STRICTATIME),
-    "defaults": (0, 0),
-}  # fmt: skip
-_ATTRIBUTES: Final = {
-    MS_RDONLY: MOUNT_ATTR_RDONLY,
-    MS_NOSUID: MOUNT_ATTR_NOSUID,
-    MS_NODEV: MOUNT_ATTR_NODEV,
-    MS_NOEXEC: MOUNT_ATTR_NOEXEC,
-    MS_NODIRATIME: MOUNT_ATTR_NODIRATIME,
-}
-_PROPAGATION: Final = ("private", "rprivate")  # what every mount of a container is
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """Options by their meaning. `recursive`: rbind; `recursive_readonly`: rro; data: the rest.
-
-    Two are Wherry's own and for binds of volumes: `subpath` is a path within the source, `copyup`
-    fills an empty source with what the image has at the destination.
-    """
-
-    flags: int = 0
-    cleared: int = 0
-    data: str = ""
-    recursive: bool = False
-    recursive_readonly: bool = False
-    subpath: str = ""
-    copyup: bool = False
-
-
-def parse_options(mount: Mount) -> MountOptions:
-    """The meaning of `mount.options`; SpecError for one that is not supported."""
-    flags = cleared = 0
-    data: list[str] = []
-    handled = ["bind", "rbind", "rro", *_PROPAGATION]
-    subpath = ""
-    if mount.type == "bind":
-        own = next((option for option in mount.options if option.startswith(_SUBPATH)), _SUBPATH)
-        handled += ["copyup", own]
-        subpath = own.removeprefix(_SUBPATH)
-    for option in mount.options:
-        if option in _FLAGS:
-            on, off = _FLAGS[option]
-            flags, cleared = flags & ~off | on, cleared & ~on | off
-        elif option in handled:
-            continue
-        elif mount.type == "bind" or ("=" not in option and option not in _VALUELESS):
-            where = f"mounts[{mount.destination}].options"
-            raise SpecError(f"{where}: {option!r} is not supported")
-        else:
-            data.append(option)
-    return MountOptions(
-        flags,
-        cleared,
-        ",".join(data),
-        "rbind" in mount.options,
-        "rro" in mount.options,
-        subpath,
-        "copyup" in mount.options,
-    )
-
-
-_SUBPATH: Final = "subpath="
-_VALUELESS: Final = ("newinstance", "nsdelegate", "noswap", "inode32", "inode64")
-
-
-@dataclass(frozen=True, slots=True)
-class MakePrivate:
-    """Let no mount below show outside of this namespace."""
-
-    def describe(self) -> str:
-        return "make mounts private"
-
-    def execute(self, kernel: Kernel, state: State) -> None:
-        kernel.mount(None, "/", None, MS_REC | MS_PRIVATE, None)
+_SUPERBLOCK_FLAGS: Final = {MS_RDONLY: "ro", MS_SYNCHRONOUS: "sync", MS_DIRSYNC: "dirsync"}
+_O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)  # it differs between architectures
 
 
 @dataclass(frozen=True, slots=True)
 class TakeBindSource:
-    """Copy the mount at `source`, detached, with its flags, for the mount number `index`."""
+    """Copy the mount at `source`, detached, with its flags, for the mount number `index`.
+
+    Args:
+        propagation: the modes to give it, in order.
+        id_maps: its own, where the options want an id-mapped mount; None: the container's.
+    """
 
     index: int
     source: str
     options: MountOptions
+    propagation: tuple[str, ...] = ()
+    id_maps: IdMaps | None = None
 
     def describe(self) -> str:
         return f"take {self.source} for a bind mount"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         tree = self._open(kernel)
-        attr_set, attr_clear = bind_attributes(self.options)
-        if attr_set or attr_clear:
-            kernel.mount_setattr(tree, "", False, attr_set, attr_clear)
-        if self.options.recursive_readonly:
-            kernel.mount_setattr(tree, "", True, MOUNT_ATTR_RDONLY, 0)
+        options = self.options
+        change = attributes(options.flags, options.cleared)
+        if any(change):
+            kernel.mount_setattr(tree, "", False, *change)
+        change = attributes(options.recursive_flags, options.recursive_cleared)
+        if any(change):
+            kernel.mount_setattr(tree, "", True, *change)
+        for mode in self.propagation:
+            flag, recursive = PROPAGATION[mode]
+            kernel.set_propagation(tree, "", recursive, flag)
+        if options.id_map or self.id_maps is not None:
+            self._map_ids(kernel, state, tree)
         state.trees[self.index] = tree
+
+    def _map_ids(self, kernel: Kernel, state: State, tree: int) -> None:
+        recursive = self.options.id_map == "ridmap"
+        if self.id_maps is not None:
+            id_map_tree(kernel, tree, recursive, self.id_maps)
+        else:
+            kernel.set_id_map(tree, recursive, user_namespace(state, self.describe()))
 
     def _open(self, kernel: Kernel) -> int:
         options = self.options
         if not options.subpath:
             return kernel.open_tree(self.source, options.recursive)
         # What is on the way may be another container's, which may change it right now.
-        root = kernel.open(self.source, _O_PATH)
+        root = kernel.open(self.source, O_PATH)
         resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-        found = kernel.openat2(root, options.subpath, _O_PATH, resolve)
+        found = kernel.openat2(root, options.subpath, O_PATH, resolve)
         tree = kernel.open_tree("", options.recursive, found)
         kernel.close(found)
         kernel.close(root)
         return tree
+
+
+@dataclass(frozen=True, slots=True)
+class TakeFilesystem:
+    """Make a new file system, detached, for the mount number `index`."""
+
+    index: int
+    fstype: str
+    source: str
+    options: MountOptions
+
+    def describe(self) -> str:
+        return f"open the file system {self.fstype}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        fd = kernel.fsopen(self.fstype)
+        kernel.fsconfig(fd, FSCONFIG_SET_STRING, "source", self.source)
+        if self.fstype not in _VISIBLE_FIRST:  # there they are the mount's alone
+            for flag, word in _SUPERBLOCK_FLAGS.items():
+                if self.options.flags & flag:
+                    kernel.fsconfig(fd, FSCONFIG_SET_FLAG, word, None)
+        for option in filter(None, self.options.data.split(",")):
+            key, equals, value = option.partition("=")
+            if equals:
+                kernel.fsconfig(fd, FSCONFIG_SET_STRING, key, value)
+            else:
+                kernel.fsconfig(fd, FSCONFIG_SET_FLAG, key, None)
+        kernel.fsconfig(fd, FSCONFIG_CMD_CREATE, None, None)
+        attr_set, _ = attributes(self.options.flags, 0)
+        state.trees[self.index] = kernel.fsmount(fd, attr_set)
+        kernel.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,40 +166,11 @@ class Populate:
         kernel.close(source)
 
 
-def bind_attributes(options: MountOptions) -> tuple[int, int]:
-    """(attributes to set, to clear) for mount_setattr(2)."""
-    attr_set = sum(attr for flag, attr in _ATTRIBUTES.items() if options.flags & flag)
-    attr_clear = sum(attr for flag, attr in _ATTRIBUTES.items() if options.cleared & flag)
-    atime = options.flags & (MS_NOATIME | MS_RELATIME | MS_STRICTATIME)
-    if atime:  # the access time modes are one field: clear it, then set the mode
-        attr_clear |= MOUNT_ATTR__ATIME
-        attr_set |= MOUNT_ATTR_NOATIME if atime & MS_NOATIME else 0
-        attr_set |= MOUNT_ATTR_STRICTATIME if atime & MS_STRICTATIME else 0
-    return attr_set, attr_clear
-
-
-@dataclass(frozen=True, slots=True)
-class EnterRoot:
-    """Make `path` the root and let go of the VM's."""
-
-    path: str
-
-    def describe(self) -> str:
-        return f"make {self.path} the root"
-
-    def execute(self, kernel: Kernel, state: State) -> None:
-        # pivot_root(2), "pivot_root('.', '.')": the old root comes to lie on top of the new one.
-        kernel.chdir(self.path)
-        kernel.pivot_root(".", ".")
-        kernel.umount(".", MNT_DETACH)
-        kernel.chdir("/")
-
-
 @dataclass(frozen=True, slots=True)
 class AttachBind:
     """Put the tree number `index` at `destination`, which is made when it is missing."""
 
-    index: int
+    index: int | str
     source: str
     destination: str
 
@@ -252,14 +178,30 @@ class AttachBind:
         return f"bind {self.source} to {self.destination}"
 
     def execute(self, kernel: Kernel, state: State) -> None:
-        tree = state.trees.pop(self.index)
         target = kernel.realpath(self.destination)
-        if stat.S_ISDIR(kernel.stat(tree).mode):
+        if stat.S_ISDIR(kernel.stat(state.trees[self.index]).mode):
             make_directories(kernel, target)
         else:
             make_file(kernel, target)
-        kernel.move_mount(tree, target)
-        kernel.close(tree)
+        _attach(kernel, state, self.index, target)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachFilesystem:
+    """Put the file system that was taken as number `index` at `destination`."""
+
+    index: int
+    fstype: str
+    destination: str
+    options: MountOptions
+
+    def describe(self) -> str:
+        return f"mount {self.fstype} on {self.destination}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        target = _mount_point(kernel, self.describe(), self.fstype, self.destination)
+        _attach(kernel, state, self.index, target)
+        set_propagation(kernel, target, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,85 +211,52 @@ class MountFilesystem:
     fstype: str
     source: str
     destination: str
-    flags: int
-    data: str
+    options: MountOptions
 
     def describe(self) -> str:
         return f"mount {self.fstype} on {self.destination}"
 
     def execute(self, kernel: Kernel, state: State) -> None:
-        target = kernel.realpath(self.destination)
-        if self.fstype in _REAL_DIRECTORY_ONLY and target != self.destination:
-            raise SetupError(f"{self.describe()}: the image has a symbolic link on this path")
-        make_directories(kernel, target)
-        kernel.mount(self.source, target, self.fstype, self.flags, self.data or None)
+        options = self.options
+        target = _mount_point(kernel, self.describe(), self.fstype, self.destination)
+        covered = kernel.open(target, os.O_RDONLY | _O_DIRECTORY) if options.tmpcopyup else None
+        flags = (options.flags | options.recursive_flags) & ~options.recursive_cleared
+        if covered is not None:
+            flags &= ~MS_RDONLY
+        kernel.mount(self.source, target, self.fstype, flags, options.data or None)
+        if covered is not None:
+            self._copy(kernel, covered, target)
+        set_propagation(kernel, target, options)
+
+    def _copy(self, kernel: Kernel, covered: int, target: str) -> None:
+        fresh = kernel.open(target, os.O_RDONLY | _O_DIRECTORY)
+        kernel.copy_contents(covered, fresh)
+        kernel.close(fresh)
+        kernel.close(covered)
+        if self.options.flags & MS_RDONLY:
+            attr_set, _ = attributes(MS_RDONLY, 0)
+            kernel.mount_setattr(AT_FDCWD, target, False, attr_set, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class MaskPath:
-    """Hide what stands at `path`, if anything does: a file by /dev/null, a directory by nothing."""
-
-    path: str
-
-    def describe(self) -> str:
-        return f"mask {self.path}"
-
-    def execute(self, kernel: Kernel, state: State) -> None:
-        try:
-            mode = kernel.stat(self.path).mode
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if not stat.S_ISDIR(mode):
-            self._bind_null(kernel)
-        elif state.masked_directory is not None:
-            kernel.mount(state.masked_directory, self.path, None, MS_BIND, None)
-        else:
-            kernel.mount("tmpfs", self.path, "tmpfs", MS_RDONLY, "size=4k,mode=755")
-            state.masked_directory = self.path
-
-    def _bind_null(self, kernel: Kernel) -> None:
-        fd = kernel.open("/dev/null", _O_PATH)
-        if not kernel.stat(fd).is_character_device(*_NULL):
-            raise SetupError(f"{self.describe()}: the container's /dev/null is something else")
-        tree = kernel.open_tree("", False, fd)
-        kernel.move_mount(tree, self.path)
-        kernel.close(tree)
-        kernel.close(fd)
+def _mount_point(kernel: Kernel, step: str, fstype: str, destination: str) -> str:
+    target = kernel.realpath(destination)
+    if fstype in _REAL_DIRECTORY_ONLY and target != destination:
+        raise SetupError(f"{step}: the image has a symbolic link on this path")
+    make_directories(kernel, target)
+    return target
 
 
-_O_PATH: Final = 0o10000000  # asm-generic/fcntl.h
-_O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)  # it differs between architectures
-_NULL: Final = (1, 3)  # Documentation/admin-guide/devices.txt
+def _attach(kernel: Kernel, state: State, index: int | str, target: str) -> None:
+    tree = state.trees.pop(index)
+    kernel.move_mount(tree, target)
+    kernel.close(tree)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadonlyPath:
-    """Make what stands at `path` read-only, if anything does."""
-
-    path: str
-
-    def describe(self) -> str:
-        return f"make {self.path} read-only"
-
-    def execute(self, kernel: Kernel, state: State) -> None:
-        try:
-            tree = kernel.open_tree(self.path, True)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        kernel.mount_setattr(tree, "", True, MOUNT_ATTR_RDONLY, 0)
-        kernel.move_mount(tree, self.path)
-        kernel.close(tree)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadonlyRoot:
-    """Make the root itself, not what is mounted in it, read-only."""
-
-    def describe(self) -> str:
-        return "make the root read-only"
-
-    def execute(self, kernel: Kernel, state: State) -> None:
-        kernel.mount_setattr(AT_FDCWD, "/", False, MOUNT_ATTR_RDONLY, 0)
+def set_propagation(kernel: Kernel, target: str, options: MountOptions) -> None:
+    """Give the mount at `target` the modes that its options name."""
+    for mode in options.propagation:
+        flag, recursive = PROPAGATION[mode]
+        kernel.set_propagation(AT_FDCWD, target, recursive, flag)
 
 
 def make_file(kernel: Kernel, path: str) -> None:
@@ -359,13 +268,55 @@ def make_file(kernel: Kernel, path: str) -> None:
         return
 
 
-def plan_binds(mounts: tuple[Mount, ...]) -> list[TakeBindSource]:
-    """The steps that come before `EnterRoot`."""
-    return [
-        TakeBindSource(index, mount.source, parse_options(mount))
-        for index, mount in enumerate(mounts)
-        if mount.type == "bind"
-    ]
+def related(mounts: tuple[Mount, ...]) -> bool:
+    """Whether a bind mount stays related to its source."""
+    return any(mount.type == "bind" and parse_options(mount).related for mount in mounts)
+
+
+def plan_binds(
+    mounts: tuple[Mount, ...], shared_outside: bool, user_namespace: bool
+) -> list[TakeBindSource]:
+    """The steps that take bind sources, before `EnterRoot`.
+
+    Args:
+        shared_outside: mounts are as the runtime has them: what names no propagation is made
+            private here.
+        user_namespace: the container has one of its own.
+    """
+    steps = []
+    for index, mount in enumerate(mounts):
+        if mount.type != "bind":
+            continue
+        options = parse_options(mount)
+        if options.id_map and mount.id_maps is None and not user_namespace:
+            where = f"mounts[{mount.destination}]"
+            raise SpecError(
+                f"{where}.options: {options.id_map!r} needs uidMappings and gidMappings"
+            )
+        modes = options.propagation or (("rprivate",) if shared_outside else ())
+        steps.append(TakeBindSource(index, mount.source, options, modes, mount.id_maps))
+    return steps
+
+
+def plan_filesystems(
+    mounts: tuple[Mount, ...], visible: bool, foreign: bool
+) -> list[TakeFilesystem]:
+    """The steps that make file systems before `EnterRoot`.
+
+    Args:
+        visible: proc and sysfs, which a user namespace gets only there.
+        foreign: all types but those that are mounted within the container.
+    """
+    steps = []
+    for index, mount in enumerate(mounts):
+        if mount.type == "bind":
+            continue
+        known = mount.type in FILESYSTEMS
+        fstype = FILESYSTEMS.get(mount.type, mount.type)
+        if (visible and fstype in _VISIBLE_FIRST) if known else foreign:
+            options = parse_options(mount)
+            steps.append(TakeFilesystem(index, fstype, mount.source or fstype, options))
+    return steps
 
 
 def plan_populating(mounts: tuple[Mount, ...]) -> list[Populate]:
@@ -377,18 +328,25 @@ def plan_populating(mounts: tuple[Mount, ...]) -> list[Populate]:
     ]
 
 
-def plan_mounts(mounts: tuple[Mount, ...]) -> list[AttachBind | MountFilesystem]:
-    """The steps that come after it, in the spec's order; SpecError for a type it cannot be."""
-    steps: list[AttachBind | MountFilesystem] = []
+def plan_mounts(
+    mounts: tuple[Mount, ...], user_namespace: bool
+) -> list[AttachBind | AttachFilesystem | MountFilesystem]:
+    """The steps that come after `EnterRoot`, in the spec's order."""
+    steps: list[AttachBind | AttachFilesystem | MountFilesystem] = []
     for index, mount in enumerate(mounts):
         if mount.type == "bind":
             steps.append(AttachBind(index, mount.source, mount.destination))
             continue
-        if mount.type not in FILESYSTEMS:
-            raise SpecError(f"mounts[{mount.destination}].type {mount.type!r} is not supported")
         options = parse_options(mount)
-        fstype = FILESYSTEMS[mount.type]
-        source = mount.source or fstype
-        data = options.data
-        steps.append(MountFilesystem(fstype, source, mount.destination, options.flags, data))
+        if not mount.type:
+            raise SpecError(f"mounts[{mount.destination}].type is missing")
+        fstype = FILESYSTEMS.get(mount.type, mount.type)
+        if mount.id_maps is not None:
+            where = f"mounts[{mount.destination}].uidMappings"
+            raise SpecError(f"{where} is not supported for {mount.type}: only for bind mounts")
+        if mount.type not in FILESYSTEMS or (user_namespace and fstype in _VISIBLE_FIRST):
+            steps.append(AttachFilesystem(index, fstype, mount.destination, options))
+        else:
+            source = mount.source or fstype
+            steps.append(MountFilesystem(fstype, source, mount.destination, options))
     return steps

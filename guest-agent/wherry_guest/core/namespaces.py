@@ -1,7 +1,7 @@
 """Namespaces: making new ones, joining others, and the names that live in them.
 
-The pid namespace is not here: it is made (or joined) by the clone that makes the child, because a
-process cannot change its own.
+A new pid namespace is made by the clone that makes the child, because a process cannot change its
+own; so is what a new time namespace needs. Joining either changes where *children* are born.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from wherry_guest.core.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
     PR_SET_DUMPABLE,
 )
@@ -28,8 +31,16 @@ FLAGS: Final = {
     "ipc": CLONE_NEWIPC,
     "mount": CLONE_NEWNS,
     "network": CLONE_NEWNET,
+    "pid": CLONE_NEWPID,
+    "time": CLONE_NEWTIME,
+    "user": CLONE_NEWUSER,
     "uts": CLONE_NEWUTS,
 }
+BY_UNSHARE: Final = frozenset({"cgroup", "ipc", "mount", "network", "uts"})
+"""What a process can leave for new ones at any time."""
+
+TIME_OFFSETS: Final = "/proc/self/timens_offsets"
+"""time_namespaces(7)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +76,52 @@ class NewNamespaces:
 
 
 @dataclass(frozen=True, slots=True)
+class NewTimeNamespace:
+    """Let children be born in a new time namespace with these offsets."""
+
+    offsets: tuple[tuple[str, int, int], ...]
+
+    def describe(self) -> str:
+        return "make a time namespace (linux.timeOffsets)"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.unshare(CLONE_NEWTIME)
+        if self.offsets:
+            lines = (f"{clock} {secs} {nanosecs}\n" for clock, secs, nanosecs in self.offsets)
+            kernel.write(TIME_OFFSETS, "".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class HideMemory:
+    """Let nobody in the container look into this process, which still has the runtime's memory.
+
+    The exec ends it.
+    """
+
+    def describe(self) -> str:
+        return "hide this process's memory"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.prctl(PR_SET_DUMPABLE, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class JoinContainer:
-    """Enter all namespaces (but pid: the clone did that) of the process behind a pidfd."""
+    """Enter the namespaces (but pid: the clone did that) of the process behind a pidfd.
+
+    Args:
+        user: its user namespace too; the kernel refuses to join one's own.
+    """
 
     pidfd: int
+    user: bool = False
 
     def describe(self) -> str:
         return "join the container's namespaces"
 
     def execute(self, kernel: Kernel, state: State) -> None:
-        # The container's processes see this one from now on, and must not look into it while it
-        # still holds the VM's memory and descriptors.
-        kernel.prctl(PR_SET_DUMPABLE, 0)
-        kernel.setns(self.pidfd, sum(FLAGS.values()))
+        flags = sum(FLAGS[kind] for kind in BY_UNSHARE) | CLONE_NEWTIME
+        kernel.setns(self.pidfd, flags | (CLONE_NEWUSER if self.user else 0))
         kernel.close(self.pidfd)
 
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core import cgroups
-from wherry_guest.core.child import become
-from wherry_guest.core.plan import Layout, container_plan, exec_plan
-from wherry_guest.core.spec import SpecError, parse_process, parse_spec
-from wherry_guest.core.steps import SETUP_FAILED, Step
-from wherry_guest.core.syscalls import CLONE_NEWPID
+from wherry_guest.core.fields import SpecError
+from wherry_guest.core.launch import Descriptors, launch
+from wherry_guest.core.plan import Layout, Options, Plan, container_plan, exec_plan
+from wherry_guest.core.spec import Spec, parse_process, parse_spec
+from wherry_guest.core.steps import SETUP_FAILED
 from wherry_guest.zygote import Packet, Rootfs
 
 if TYPE_CHECKING:
@@ -40,7 +40,13 @@ _socket: Final[Any] = socket
 
 @dataclass(slots=True)
 class Child:
-    """One spawned process. `new_cgroup`: the directory that a failed start must remove."""
+    """One spawned process.
+
+    Args:
+        pid: 0 while only its midwife is known.
+        new_cgroup: the directory that a failed start must remove.
+        user_namespace, personality: of a container's first process; execs get them too.
+    """
 
     key: str
     pid: int
@@ -50,6 +56,9 @@ class Child:
     terminal: int | None = None
     failure: dict[str, Any] | None = None
     ended: tuple[int, int] | None = None  # (wait status, time_ns)
+    midwife: int = 0
+    user_namespace: bool = False
+    personality: str | None = None
 
 
 @dataclass(slots=True)
@@ -78,7 +87,8 @@ class Nursery:
             return
         directory = f"{self.layout.cgroups}/{path}"
         try:
-            plan = self._container_plan(packet.body, tty, directory)
+            spec, rootfs = self._read(packet.body)
+            plan = container_plan(spec, rootfs, Options(directory, tty), self.layout)
         except SpecError as error:
             self._refuse(key, READ_SPEC, error)
             return
@@ -88,17 +98,20 @@ class Nursery:
             self._refuse(key, f"make the cgroup {path}", error)
             return
         try:
-            self._launch(key, directory, directory, packet.fds, plan, None)
+            child = self._launch(key, directory, packet.fds, plan, None)
         except OSError as error:
             cgroups.remove(self.kernel, directory)
             self._refuse(key, "clone the process", error)
+            return
+        child.new_cgroup = directory
+        child.user_namespace = spec.namespaces.own("user")
+        child.personality = spec.personality
 
-    def _container_plan(self, body: bytes, tty: bool, directory: str) -> list[Step]:
+    def _read(self, body: bytes) -> tuple[Spec, Rootfs]:
         request = json.loads(body)
         rootfs = request["rootfs"]
         rootfs["lowerdirs"] = tuple(rootfs["lowerdirs"])
-        spec = parse_spec(request["spec"])
-        return container_plan(spec, Rootfs(**rootfs), tty, directory, self.layout)
+        return parse_spec(request["spec"]), Rootfs(**rootfs)
 
     def exec(self, packet: Packet) -> None:
         """Start one more process in a container; the answer is an event."""
@@ -120,8 +133,10 @@ class Nursery:
             return
         try:
             process = parse_process(json.loads(packet.body)["process"])
-            plan = exec_plan(process, tty, pidfd, self.layout)
-            self._launch(key, directory, None, packet.fds, plan, pidfd)
+            options = Options(directory, tty)
+            own = (container.user_namespace, container.personality)
+            plan = exec_plan(process, options, pidfd, self.layout, *own)
+            self._launch(key, directory, packet.fds, plan, pidfd)
         except SpecError as error:
             self._refuse(key, READ_SPEC, error)
         except OSError as error:
@@ -146,14 +161,19 @@ class Nursery:
                     self._emit_started(child)
             elif fds:
                 child.terminal = fds[0]
+            elif "pid" in (message := json.loads(data)):
+                child.pid = message["pid"]
+                self._by_pid[child.pid] = child
             else:
-                child.failure = json.loads(data)
+                child.failure = message
 
     def reap(self, pid: int, status: int) -> bool:
         """Take note of a wait status; False when the process is none of ours (an orphan)."""
-        child = self._by_pid.pop(pid, None)
+        child = self._by_pid.pop(pid, None) or self._born_unheard(pid)
         if child is None:
             return False
+        if pid == child.midwife:
+            return self._midwife_gone(child)
         if child.status is not None:
             self.hear(child.status.fileno())  # it is dead: everything is there, the end too
         if child.failure is not None:
@@ -161,6 +181,22 @@ class Nursery:
         else:
             child.ended = (status, time.time_ns())
             self._emit_exited(child)
+        return True
+
+    def _born_unheard(self, pid: int) -> Child | None:
+        """A process that ended before its midwife's word about it was read."""
+        for child in list(self.children.values()):
+            if child.midwife and child.status is not None:
+                self.hear(child.status.fileno())
+        return self._by_pid.pop(pid, None)
+
+    def _midwife_gone(self, child: Child) -> bool:
+        if child.status is not None:
+            self.hear(child.status.fileno())
+        if not child.pid:  # she has made nobody, and said why
+            self._close_status(child)
+            child.failure = child.failure or _killed()
+            self._forget_failed(child)
         return True
 
     def forget(self, key: str) -> None:
@@ -178,51 +214,24 @@ class Nursery:
                 self._emit_exited(child)
 
     def _launch(
-        self,
-        key: str,
-        cgroup: str,
-        new_cgroup: str | None,
-        stdio: Sequence[int],
-        plan: Sequence[Step],
-        pidfd: int | None,
-    ) -> None:
-        kernel = self.kernel
-        cgroup_fd = kernel.open(cgroup, os.O_RDONLY)
-        ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self, key: str, cgroup: str, stdio: Sequence[int], plan: Plan, pidfd: int | None
+    ) -> Child:
+        cgroup_fd = self.kernel.open(cgroup, os.O_RDONLY)
         try:
-            if pidfd is None:
-                pid = kernel.clone(CLONE_NEWPID, cgroup_fd)
-            else:
-                pid = self._clone_beside(pidfd, cgroup_fd)
-            if pid == 0:
-                become(kernel, plan, stdio, theirs, [] if pidfd is None else [pidfd])
-        except OSError:
-            ours.close()
-            raise
+            keep = [] if pidfd is None else [pidfd]
+            fds = Descriptors(stdio, cgroup_fd, keep)
+            launched = launch(self.kernel, plan, fds, self.own_pid_namespace, pidfd)
         finally:
-            theirs.close()
-            kernel.close(cgroup_fd)
-        ours.setblocking(False)
-        child = Child(key, pid, ours, new_cgroup)
-        self.children[key] = self._by_pid[pid] = self._by_status[ours.fileno()] = child
-        self.watch(ours.fileno())
-
-    def _clone_beside(self, pidfd: int, cgroup_fd: int) -> int:
-        """Clone a child of ours into the pid namespace of `pidfd`.
-
-        setns(2) on a pid namespace changes where *children* are born, so one clone is enough where
-        setns in a child of its own would take two; what is changed here is put back at once.
-        """
-        kernel = self.kernel
-        kernel.setns(pidfd, CLONE_NEWPID)
-        try:
-            pid = kernel.clone(0, cgroup_fd)
-        except OSError:
-            kernel.setns(self.own_pid_namespace, CLONE_NEWPID)
-            raise
-        if pid:
-            kernel.setns(self.own_pid_namespace, CLONE_NEWPID)
-        return pid
+            self.kernel.close(cgroup_fd)
+        status = launched.status
+        status.setblocking(False)
+        child = Child(key, launched.pid, status, None)
+        if launched.midwife:
+            child.pid, child.midwife = 0, launched.pid
+        self.children[key] = self._by_pid[launched.pid] = child
+        self._by_status[status.fileno()] = child
+        self.watch(status.fileno())
+        return child
 
     def _close_status(self, child: Child) -> None:
         if child.status is not None:
@@ -266,3 +275,8 @@ class Nursery:
             number, message = error.errno or 0, f"{step}: {error.strerror}"
         report = {"step": step, "errno": number, "exit_code": SETUP_FAILED, "message": message}
         self.emit({"event": "failed", "key": key, **report}, ())
+
+
+def _killed() -> dict[str, Any]:
+    words = "the process that was to make it has ended"
+    return {"step": "make the process", "errno": 0, "exit_code": SETUP_FAILED, "message": words}

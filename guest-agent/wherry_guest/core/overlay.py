@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wherry_guest.core.spec import SpecError
+from wherry_guest.core.fields import SpecError
 
 if TYPE_CHECKING:
     from wherry_guest.core.steps import State

@@ -10,31 +10,43 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from wherry_guest.core.capabilities import DropBounding, SetCapabilities
-from wherry_guest.core.cgroups import SetLimit, limits
-from wherry_guest.core.devices import FilterDevices, plan_devices
+from wherry_guest.core.devices import (
+    ALWAYS_ALLOWED,
+    FilterDevices,
+    plan_devices,
+    plan_taken_devices,
+)
+from wherry_guest.core.fields import SpecError
+from wherry_guest.core.hooks import AskForHooks, HookState, NoteOuterPid, RunHooks
+from wherry_guest.core.limits import SetLimit, limits
+from wherry_guest.core.masks import MaskPath, ReadonlyPath
 from wherry_guest.core.mounts import (
-    EnterRoot,
-    MakePrivate,
-    MaskPath,
-    ReadonlyPath,
-    ReadonlyRoot,
     plan_binds,
+    plan_filesystems,
     plan_mounts,
     plan_populating,
+    related,
 )
 from wherry_guest.core.namespaces import (
+    BY_UNSHARE,
+    HideMemory,
     JoinContainer,
     JoinNamespace,
     NewNamespaces,
+    NewTimeNamespace,
     SetDomainname,
     SetHostname,
 )
 from wherry_guest.core.netlink import LoopbackUp
 from wherry_guest.core.overlay import mount_rootfs
+from wherry_guest.core.overlay_ids import MountMappedOverlay
 from wherry_guest.core.process import (
+    AwaitStart,
     BeginSession,
     EnterDirectory,
     Execute,
+    FindProgram,
+    NewKeyring,
     NoNewPrivileges,
     SetOomScore,
     SetRlimit,
@@ -42,14 +54,28 @@ from wherry_guest.core.process import (
     SetUmask,
     check_sysctl,
 )
-from wherry_guest.core.spec import RLIMITS, Process, Rlimit, Spec, SpecError
+from wherry_guest.core.root import (
+    AttachRoot,
+    EnterRoot,
+    MakePrivate,
+    ReadonlyRoot,
+    SetRootPropagation,
+    TakeRoot,
+)
+from wherry_guest.core.scheduling import SetIoPriority, SetPersonality, SetScheduler
+from wherry_guest.core.spec import RLIMITS, Process, Rlimit, Spec
 from wherry_guest.core.tty import BindConsole, OpenTerminal, UseTerminal
+from wherry_guest.core.userns import (
+    BecomeRootInside,
+    EnterUserNamespace,
+    MakeUserNamespace,
+    OpenUserNamespace,
+)
 from wherry_guest.core.users import BecomeUser, ResolveUser
+from wherry_guest.zygote import Rootfs
 
 if TYPE_CHECKING:
     from wherry_guest.core.steps import Step
-    from wherry_guest.zygote import Rootfs
-
 
 _UMASK: Final = 0o022
 _NOFILE: Final = "RLIMIT_NOFILE"
@@ -57,68 +83,296 @@ _NOFILE: Final = "RLIMIT_NOFILE"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where things are in the VM.
+    """Where things are in the VM, and what a process gets where its spec is silent.
 
     Args:
         layers: the directory with the layers' mount points.
         root: an empty directory; every container's overlay is mounted there, each in its own
             mount namespace.
         cgroups: the cgroup below which every container gets its own.
-        open_files: RLIMIT_NOFILE (soft, hard) where a spec has none; None: PID 1's own.
+        open_files: RLIMIT_NOFILE (soft, hard); None: as it is.
+        oom_score_adj: None: as it is.
+        basic_devices: add to a spec's device rules those that every container needs.
     """
 
     layers: str = "/run/wherry/l"
     root: str = "/run/wherry/root"
     cgroups: str = "/sys/fs/cgroup/containers"
     open_files: tuple[int, int] | None = None
+    oom_score_adj: int | None = 0
+    basic_devices: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryRoot:
+    """A directory (an OCI bundle's) as the root. `path` is absolute."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a process is started, beyond its spec.
+
+    Args:
+        cgroup: the cgroup's directory, which the process is in already; None: it has none.
+        tty: with a terminal.
+        about: what hooks are told; None: there is nobody to run those outside of the container.
+        await_start: stop before the exec until somebody says so.
+        pivot, keyring: False: without.
+        preserved: so many descriptors beyond stdio are the process's too.
+    """
+
+    cgroup: str | None
+    tty: bool = False
+    about: HookState | None = None
+    await_start: bool = False
+    pivot: bool = True
+    keyring: bool = True
+    preserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a process comes to be.
+
+    Args:
+        outside: done first by a *midwife*, with the runtime's own rights and namespaces, who then
+            makes the process; empty where there is no need for one.
+        inside: done by the process itself, the exec at last.
+        new_pid: it is PID 1 of a new pid namespace.
+        pid_namespace: the path of the one that it is born in, where no midwife joins that.
+    """
+
+    outside: tuple[Step, ...]
+    inside: tuple[Step, ...]
+    new_pid: bool = False
+    pid_namespace: str | None = None
 
 
 def container_plan(
-    spec: Spec, rootfs: Rootfs, tty: bool, cgroup: str, layout: Layout
-) -> list[Step]:
-    """The steps of a new container's first process, which is in `cgroup` (a path) already.
+    spec: Spec, root: Rootfs | DirectoryRoot, options: Options, layout: Layout
+) -> Plan:
+    """How a new container's first process comes to be.
 
     Raises:
         SpecError: the spec asks for what cannot be.
     """
     namespaces = spec.namespaces
     for name, _ in spec.sysctl:
-        check_sysctl(name, namespaces.new)
-    _check_terminal(spec.process, tty)
-    # oom_score_adj is written through the VM's /proc; the umask is for what is made from here on
-    steps: list[Step] = [SetOomScore(spec.process.oom_score_adj), SetUmask(_UMASK)]
-    steps += [SetLimit(cgroup, file, value) for file, value in limits(spec.resources)]
-    if spec.resources.devices:
-        steps.append(FilterDevices(cgroup, spec.resources.devices))
-    steps += [JoinNamespace(kind, path) for kind, path in namespaces.join]
-    steps.append(NewNamespaces(tuple(sorted(namespaces.new - {"pid"}))))
-    steps.append(MakePrivate())
+        check_sysctl(name, namespaces)
+    _check_terminal(spec.process, options.tty)
+    if options.about is None and spec.hooks.stages:
+        stage = spec.hooks.stages[0][0]
+        raise SpecError(f"hooks.{stage} is not supported in the machine: nobody could run it")
+    if "time" in namespaces.new or namespaces.own("user"):
+        return _with_midwife(spec, root, options, layout)
+    joined = [JoinNamespace(kind, path) for kind, path in namespaces.join if kind != "pid"]
+    steps: list[Step] = [*_ground_steps(spec, options, layout), *joined]
+    steps += _namespace_steps(spec)
+    steps += _taking_steps(spec, root)
+    if isinstance(root, DirectoryRoot):
+        steps.append(AttachRoot(root.path))
+    else:
+        steps.append(mount_rootfs(root, layout.layers, layout.root))
+    steps += _container_steps(spec, root, options, layout)
+    pid_path = namespaces.path("pid")
+    return Plan((), tuple(steps), "pid" in namespaces.new, pid_path)
+
+
+def _with_midwife(
+    spec: Spec, root: Rootfs | DirectoryRoot, options: Options, layout: Layout
+) -> Plan:
+    """Where the process must be born into what only its maker can prepare.
+
+    All that needs the machine's own rights is done outside, before the user namespace is entered;
+    paths of the machine too, since the user namespace's root might not get there.
+    """
+    namespaces = spec.namespaces
+    outside: list[Step] = []
+    inside: list[Step] = []
+    ground = _ground_steps(spec, options, layout)
+    joined = [JoinNamespace(k, path) for k, path in namespaces.join if k not in ("user", "pid")]
+    if namespaces.own("user"):
+        outside += [*ground, _user_namespace_step(spec), *_mapped_root_steps(spec, root, layout)]
+        outside += joined
+        inside += [BecomeRootInside(), *_namespace_steps(spec), MakePrivate()]
+        inside += plan_filesystems(spec.mounts, visible=True, foreign=False)
+        inside.append(AttachRoot("/"))
+    else:
+        inside += [*ground, *joined, *_namespace_steps(spec), *_taking_steps(spec, root)]
+        if isinstance(root, DirectoryRoot):
+            inside.append(AttachRoot(root.path))
+        else:
+            inside.append(mount_rootfs(root, layout.layers, layout.root))
+    if "time" in namespaces.new:
+        outside.append(NewTimeNamespace(spec.time_offsets))
+    if (path := namespaces.path("pid")) is not None:
+        outside.append(JoinNamespace("pid", path))
+    if namespaces.own("user"):
+        outside.append(EnterUserNamespace())
+    inside += _container_steps(spec, root, options, layout)
+    return Plan(tuple(outside), tuple(inside), "pid" in namespaces.new)
+
+
+def _ground_steps(spec: Spec, options: Options, layout: Layout) -> list[Step]:
+    """What is written through the runtime's own /proc and /sys."""
+    steps: list[Step] = []
+    score = spec.process.oom_score_adj
+    score = layout.oom_score_adj if score is None else score
+    if score is not None:
+        steps.append(SetOomScore(score))
+    steps.append(SetUmask(_UMASK))  # for what is made from here on
+    if "pid" not in spec.namespaces.new:
+        steps.append(HideMemory())
+    control_files = limits(spec.resources)
+    rules = spec.resources.devices
+    if options.cgroup is None:
+        if control_files:
+            field = f"linux.resources.{control_files[0].field}"
+            raise SpecError(f"{field} cannot be set: the container has no cgroup")
+        return steps
+    steps += [SetLimit(options.cgroup, limit) for limit in control_files]
+    if rules:
+        more = ALWAYS_ALLOWED if layout.basic_devices else ()
+        steps.append(FilterDevices(options.cgroup, (*rules, *more)))
+    return steps
+
+
+def _namespace_steps(spec: Spec) -> list[Step]:
+    namespaces = spec.namespaces
+    steps: list[Step] = [NewNamespaces(tuple(sorted(namespaces.new & BY_UNSHARE)))]
     if "network" in namespaces.new:
         steps.append(LoopbackUp())
     steps += [SetHostname(spec.hostname)] if spec.hostname else []
     steps += [SetDomainname(spec.domainname)] if spec.domainname else []
-    steps += _root_steps(spec, rootfs, layout)
-    if tty:
+    return steps
+
+
+def _taking_steps(spec: Spec, root: Rootfs | DirectoryRoot) -> list[Step]:
+    """The sources of mounts, in the container's own copy of the runtime's mount namespace.
+
+    Mounts are made private first where nothing stays related to a source: one call for all.
+    """
+    early = not related(spec.mounts) and isinstance(root, Rootfs)
+    steps: list[Step] = [MakePrivate()] if early else []
+    steps += plan_binds(spec.mounts, shared_outside=not early, user_namespace=False)
+    steps += plan_filesystems(spec.mounts, visible=False, foreign=True)
+    if isinstance(root, DirectoryRoot):
+        steps.append(TakeRoot(root.path, spec.propagation))
+    return steps if early else [*steps, MakePrivate()]
+
+
+def _user_namespace_step(spec: Spec) -> Step:
+    path = spec.namespaces.path("user")
+    if path is not None:
+        return OpenUserNamespace(path)
+    assert spec.id_maps is not None  # the spec's parser has checked it
+    return MakeUserNamespace(spec.id_maps)
+
+
+def _mapped_root_steps(spec: Spec, root: Rootfs | DirectoryRoot, layout: Layout) -> list[Step]:
+    """Sources, device nodes and root, taken with the machine's rights, for a user namespace."""
+    steps: list[Step] = [*plan_binds(spec.mounts, shared_outside=True, user_namespace=True)]
+    steps += plan_filesystems(spec.mounts, visible=False, foreign=True)
+    if not _dev_is_bound(spec):
+        steps += plan_taken_devices(spec.devices)[0]
+    if isinstance(root, DirectoryRoot):
+        return [*steps, TakeRoot(root.path, spec.propagation)]
+    if spec.id_maps is None:
+        raise SpecError("linux.uidMappings is missing: the root's layers are mapped by it")
+    steps += [NewNamespaces(("mount",)), MakePrivate()]
+    mapped = MountMappedOverlay(root, layout.layers, layout.root, spec.id_maps)
+    return [*steps, mapped, TakeRoot(layout.root)]
+
+
+def _container_steps(
+    spec: Spec, root: Rootfs | DirectoryRoot, options: Options, layout: Layout
+) -> list[Step]:
+    """From the mounted root to the exec."""
+    in_user_namespace = spec.namespaces.own("user")
+    steps: list[Step] = _early_hook_steps(spec, options)
+    attached = isinstance(root, DirectoryRoot) or in_user_namespace
+    steps.append(EnterRoot("" if attached else layout.root, options.pivot))
+    steps += plan_populating(spec.mounts)
+    steps += plan_mounts(spec.mounts, in_user_namespace)
+    steps += _device_steps(spec, in_user_namespace)
+    if spec.propagation:
+        steps.append(SetRootPropagation(spec.propagation))
+    if options.tty:
         steps += [OpenTerminal(spec.process.console_size), BindConsole()]
     # sysctls need /proc writable, which read-only paths end; masks come after every mount
     steps += [SetSysctl(name, value) for name, value in spec.sysctl]
     steps += [ReadonlyPath(path) for path in spec.readonly_paths]
     steps += [MaskPath(path) for path in spec.masked_paths]
-    tail = _process_steps(spec.process, tty, layout, create_cwd=True)
+    if spec.personality is not None:
+        steps.append(SetPersonality(spec.personality))
+    tail = _process_steps(spec.process, options, layout, create_cwd=True)
     if spec.readonly_root:  # after the working directory was made, before the process is anybody
         position = next(i for i, step in enumerate(tail) if isinstance(step, EnterDirectory)) + 1
         tail.insert(position, ReadonlyRoot())
-    return steps + tail
+    start: list[Step] = [AwaitStart()] if options.await_start else []
+    if options.about is not None and (hooks := spec.hooks.at("startContainer")):
+        start.append(RunHooks("startContainer", "created", hooks, options.about))
+    return [*steps, *tail[:-1], *start, tail[-1]]
 
 
-def exec_plan(process: Process, tty: bool, pidfd: int, layout: Layout) -> list[Step]:
-    """The steps of one more process in a container; it is in cgroup and pid namespace already."""
-    _check_terminal(process, tty)
-    steps: list[Step] = [SetOomScore(process.oom_score_adj), SetUmask(_UMASK)]
-    steps.append(JoinContainer(pidfd))
-    if tty:
+def _early_hook_steps(spec: Spec, options: Options) -> list[Step]:
+    """Hooks that come before the old root is gone."""
+    about = options.about
+    if about is None:
+        return []
+    steps: list[Step] = []
+    if spec.hooks.any(("createContainer", "startContainer")):
+        steps.append(NoteOuterPid())
+    if spec.hooks.any(("prestart", "createRuntime")):
+        steps.append(AskForHooks())
+    if hooks := spec.hooks.at("createContainer"):
+        steps.append(RunHooks("createContainer", "creating", hooks, about))
+    return steps
+
+
+def _dev_is_bound(spec: Spec) -> bool:
+    return any(mount.destination == "/dev" and mount.type == "bind" for mount in spec.mounts)
+
+
+def _device_steps(spec: Spec, in_user_namespace: bool) -> list[Step]:
+    if _dev_is_bound(spec):
+        if spec.devices:
+            raise SpecError("linux.devices together with a bind mount on /dev is not supported")
+        return []
+    if in_user_namespace:
+        return list(plan_taken_devices(spec.devices)[1])
+    return list(plan_devices(spec.devices))
+
+
+def exec_plan(
+    process: Process,
+    options: Options,
+    pidfd: int,
+    layout: Layout,
+    user_namespace: bool = False,
+    personality: str | None = None,
+) -> Plan:
+    """One more process in a container; it is in cgroup and pid namespace already.
+
+    Args:
+        user_namespace, personality: as the container has them.
+    """
+    _check_terminal(process, options.tty)
+    steps: list[Step] = []
+    score = layout.oom_score_adj if process.oom_score_adj is None else process.oom_score_adj
+    if score is not None:
+        steps.append(SetOomScore(score))
+    # The container's processes see this one from now on, and must not look into it.
+    steps += [SetUmask(_UMASK), HideMemory(), JoinContainer(pidfd, user_namespace)]
+    if user_namespace:
+        steps.append(BecomeRootInside())
+    if options.tty:
         steps.append(OpenTerminal(process.console_size))
-    return steps + _process_steps(process, tty, layout, create_cwd=False)
+    if personality is not None:
+        steps.append(SetPersonality(personality))
+    return Plan((), (*steps, *_process_steps(process, options, layout, create_cwd=False)))
 
 
 def _check_terminal(process: Process, tty: bool) -> None:
@@ -126,24 +380,19 @@ def _check_terminal(process: Process, tty: bool) -> None:
         raise SpecError("process.terminal is true, but no terminal was asked for")
 
 
-def _root_steps(spec: Spec, rootfs: Rootfs, layout: Layout) -> list[Step]:
-    steps: list[Step] = [*plan_binds(spec.mounts)]
-    steps += [mount_rootfs(rootfs, layout.layers, layout.root), EnterRoot(layout.root)]
-    steps += plan_populating(spec.mounts)
-    steps += plan_mounts(spec.mounts)
-    if not any(mount.destination == "/dev" and mount.type == "bind" for mount in spec.mounts):
-        steps += plan_devices(spec.devices)
-    elif spec.devices:
-        raise SpecError("linux.devices together with a bind mount on /dev is not supported")
-    return steps
-
-
-def _process_steps(process: Process, tty: bool, layout: Layout, create_cwd: bool) -> list[Step]:
+def _process_steps(
+    process: Process, options: Options, layout: Layout, create_cwd: bool
+) -> list[Step]:
     user = process.user
     steps: list[Step] = [BeginSession()]
-    if tty:
+    if options.keyring:
+        steps.append(NewKeyring())
+    if options.tty:
         steps.append(UseTerminal())
     steps += [SetRlimit(limit) for limit in _rlimits(process, layout)]
+    # these need rights that the process itself may not have
+    steps += [SetScheduler(process.scheduler)] if process.scheduler is not None else []
+    steps += [SetIoPriority(process.io_priority)] if process.io_priority is not None else []
     steps.append(ResolveUser(user))
     steps.append(EnterDirectory(process.cwd, create_cwd))
     steps.append(DropBounding(process.capabilities.bounding))
@@ -153,7 +402,8 @@ def _process_steps(process: Process, tty: bool, layout: Layout, create_cwd: bool
         steps.append(NoNewPrivileges())
     if user.umask is not None:
         steps.append(SetUmask(user.umask))
-    steps.append(Execute(process.args, process.env))
+    steps.append(FindProgram(process.args[0], process.env))
+    steps.append(Execute(process.args, process.env, options.preserved))
     return steps
 
 

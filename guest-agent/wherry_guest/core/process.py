@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wherry_guest.core.spec import Rlimit, SpecError
+from wherry_guest.core.fields import SpecError
+from wherry_guest.core.spec import Namespaces, Rlimit
 from wherry_guest.core.steps import SetupError, make_directories
 from wherry_guest.core.syscalls import CLOSE_RANGE_CLOEXEC, PR_SET_NO_NEW_PRIVS
 
@@ -51,7 +52,7 @@ class SetSysctl:
     value: str
 
     def describe(self) -> str:
-        return f"set the sysctl {self.name}"
+        return f"set the sysctl {self.name} (linux.sysctl)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         kernel.write(f"/proc/sys/{self.name.replace('.', '/')}", self.value)
@@ -73,7 +74,7 @@ class SetRlimit:
     limit: Rlimit
 
     def describe(self) -> str:
-        return f"set {self.limit.name} to {self.limit.soft}:{self.limit.hard}"
+        return f"set {self.limit.name} to {self.limit.soft}:{self.limit.hard} (process.rlimits)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         kernel.setrlimit(self.limit.resource, self.limit.soft, self.limit.hard)
@@ -121,11 +122,52 @@ class NoNewPrivileges:
 
 
 @dataclass(frozen=True, slots=True)
+class NewKeyring:
+    """A session keyring of its own, so that the runtime's keys stay out of reach. keyrings(7)"""
+
+    def describe(self) -> str:
+        return "make a session keyring"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        try:
+            kernel.new_session_keyring()
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # a kernel without keyrings has none to protect
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class FindProgram:
+    """Find the file to execute, as the user that it will run as."""
+
+    name: str
+    env: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"exec {self.name!r}"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        state.program = find_program(kernel, self.name, self.env)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitStart:
+    """Say that the container is created, and wait for its start."""
+
+    def describe(self) -> str:
+        return "wait for the start"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        state.await_start()
+
+
+@dataclass(frozen=True, slots=True)
 class Execute:
-    """Run the command; every descriptor above stdio ends here."""
+    """Run the command; every descriptor above stdio, and `preserved` more, ends here."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]
+    preserved: int = 0
 
     def describe(self) -> str:
         return f"exec {self.args[0]!r}"
@@ -134,8 +176,8 @@ class Execute:
         env = self.env
         if state.identity is not None and not any(entry.startswith("HOME=") for entry in env):
             env = (*env, f"HOME={state.identity.home}")
-        path = find_program(kernel, self.args[0], env)
-        kernel.close_range(3, _LAST_FD, CLOSE_RANGE_CLOEXEC)
+        path = state.program or self.args[0]
+        kernel.close_range(3 + self.preserved, _LAST_FD, CLOSE_RANGE_CLOEXEC)
         try:
             kernel.execve(path, self.args, env)
         except OSError as error:
@@ -195,12 +237,15 @@ def _refusal(name: str, path: str, number: int, reason: str = "") -> SetupError:
     return SetupError(f'exec: "{name}": {words}', number, exit_code)
 
 
-def check_sysctl(name: str, new_namespaces: frozenset[str]) -> None:
+def check_sysctl(name: str, namespaces: Namespaces) -> None:
     """Refuse a sysctl that is not the container's own; SpecError."""
-    if name.startswith("net.") and "network" in new_namespaces:
-        return
-    if name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
-        if "ipc" in new_namespaces:
-            return
-        raise SpecError(f"linux.sysctl.{name} needs a new ipc namespace")
-    raise SpecError(f"linux.sysctl.{name} would change the whole machine")
+    if name.startswith("net."):
+        kind = "network"
+    elif name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
+        kind = "ipc"
+    elif name == "kernel.domainname":
+        kind = "uts"
+    else:
+        raise SpecError(f"linux.sysctl.{name} would change the whole machine")
+    if not namespaces.own(kind):
+        raise SpecError(f"linux.sysctl.{name} needs a {kind} namespace of the container's own")

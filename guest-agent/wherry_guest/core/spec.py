@@ -1,23 +1,38 @@
 """The OCI runtime spec (1.2) as frozen values: parsed, validated, nothing ignored.
 
 Rules: pure; a field that Wherry does not know or not support is an error that names it, unless it
-is at its default (absent, null, false, 0, "", [] or {}). Field names are the specification's own:
+is at its default (absent, null, false, 0, "", [] or {}). What the specification wants a warning
+for goes to `warn`, and is an error where nobody listens. Field names are the specification's own:
 https://github.com/opencontainers/runtime-spec/blob/v1.2.0/config.md and config-linux.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from wherry_guest.core.capabilities import CapabilitySets, mask_of
+from wherry_guest.core.capabilities import NAMES, CapabilitySets, mask_of
+from wherry_guest.core.fields import Fields, SpecError
+from wherry_guest.core.hooks import Hooks, parse_hooks
+from wherry_guest.core.resources import Resources, read_resources
+from wherry_guest.core.scheduling import (
+    IoPriority,
+    Scheduler,
+    parse_io_priority,
+    parse_personality,
+    parse_scheduler,
+)
+from wherry_guest.core.userns import IdMaps, parse_id_maps
 
-T = TypeVar("T")
+NAMESPACE_TYPES: Final = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
+PROPAGATIONS: Final = (
+    "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable",
+)  # fmt: skip
+_CLOCKS: Final = ("monotonic", "boottime")
 
-NAMESPACE_TYPES: Final = ("cgroup", "ipc", "mount", "network", "pid", "uts")
-_ALWAYS_NEW: Final = ("mount", "pid")
-_JOINABLE: Final = ("ipc", "network", "uts")
+Warn = Callable[[str], None]
+"""Takes a line about what is not as the spec asks, and goes on."""
 
 RLIMITS: Final[Mapping[str, int]] = {
     # asm-generic/resource.h; getrlimit(2)
@@ -26,10 +41,6 @@ RLIMITS: Final[Mapping[str, int]] = {
     "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13,
     "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
 }  # fmt: skip
-
-
-class SpecError(Exception):
-    """The spec is wrong, or asks for what is not supported; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +75,11 @@ class Process:
     capabilities: CapabilitySets
     rlimits: tuple[Rlimit, ...]
     no_new_privileges: bool
-    oom_score_adj: int
+    oom_score_adj: int | None
     console_size: tuple[int, int] | None
     terminal: bool
+    scheduler: Scheduler | None
+    io_priority: IoPriority | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,7 @@ class Mount:
     type: str
     source: str
     options: tuple[str, ...]
+    id_maps: IdMaps | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,107 +107,114 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceRule:
-    """`linux.resources.devices[]`: type a, b or c; None: every number."""
-
-    allow: bool
-    type: str
-    major: int | None
-    minor: int | None
-    access: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """`linux.resources` in the spec's (cgroup v1's) terms; bytes; -1: no limit, None: unset."""
-
-    memory_limit: int | None = None
-    memory_reservation: int | None = None
-    memory_swap: int | None = None
-    cpu_shares: int | None = None
-    cpu_quota: int | None = None
-    cpu_period: int | None = None
-    cpus: str = ""
-    mems: str = ""
-    pids_limit: int | None = None
-    devices: tuple[DeviceRule, ...] = ()
-    unified: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Namespaces:
     """`linux.namespaces`: the new ones, and (type, path) of those to join; others stay the VM's."""
 
     new: frozenset[str]
     join: tuple[tuple[str, str], ...] = ()
 
+    def path(self, kind: str) -> str | None:
+        """Where the namespace to join stands, if there is one of this kind."""
+        return dict(self.join).get(kind)
+
+    def own(self, kind: str) -> bool:
+        """Whether the container has its own one, new or joined."""
+        return kind in self.new or self.path(kind) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A container's whole specification."""
+    """A container's whole specification.
+
+    Args:
+        time_offsets: (clock, seconds, nanoseconds); clock: monotonic or boottime.
+        propagation: `linux.rootfsPropagation`, "" when it is absent.
+    """
 
     process: Process
+    root_path: str
     readonly_root: bool
     hostname: str
     domainname: str
+    annotations: tuple[tuple[str, str], ...]
+    hooks: Hooks
     mounts: tuple[Mount, ...]
     namespaces: Namespaces
+    id_maps: IdMaps | None
+    time_offsets: tuple[tuple[str, int, int], ...]
     devices: tuple[Device, ...]
     resources: Resources
+    cgroups_path: str
+    propagation: str
+    personality: str | None
     sysctl: tuple[tuple[str, str], ...]
     masked_paths: tuple[str, ...]
     readonly_paths: tuple[str, ...]
 
 
-def parse_spec(data: Mapping[str, Any]) -> Spec:
+def parse_spec(data: Mapping[str, Any], warn: Warn | None = None) -> Spec:
     """A runtime spec's JSON object as a `Spec`.
 
     Raises:
         SpecError: a field is wrong, missing, unknown or not supported.
     """
-    spec = _Object(data, "")
+    spec = Fields(data, "")
     version = spec.get("ociVersion", str, "")
     if not version.startswith("1."):
         raise SpecError(f"ociVersion {version!r} is not 1.x")
-    process = _parse_process(spec.object("process"))
+    if "process" not in data:
+        raise SpecError("process is missing: there is no command to run")
     root = spec.object("root")
-    root.get("path", str, "")  # the rootfs comes with the request
-    spec.get("annotations", dict, {})  # the specification: unknown ones must be ignored
     linux = spec.object("linux")
     parsed = Spec(
-        process=process,
+        process=_parse_process(spec.object("process"), warn),
+        root_path=root.get("path", str, ""),
         readonly_root=root.get("readonly", bool, False),
         hostname=spec.get("hostname", str, ""),
         domainname=spec.get("domainname", str, ""),
+        annotations=spec.pairs("annotations"),
+        hooks=parse_hooks(spec.object("hooks")),
         mounts=tuple(_parse_mount(item) for item in spec.objects("mounts")),
         namespaces=_parse_namespaces(linux),
+        id_maps=parse_id_maps(linux),
+        time_offsets=_parse_time_offsets(linux),
         devices=tuple(_parse_device(item) for item in linux.objects("devices")),
-        resources=_parse_resources(linux.object("resources")),
+        resources=read_resources(linux.object("resources")),
+        cgroups_path=linux.get("cgroupsPath", str, ""),
+        propagation=linux.get("rootfsPropagation", str, ""),
+        personality=parse_personality(linux.object("personality")),
         sysctl=linux.pairs("sysctl"),
         masked_paths=linux.paths("maskedPaths"),
         readonly_paths=linux.paths("readonlyPaths"),
     )
-    linux.get("cgroupsPath", str, "")  # the cgroup comes with the request
-    if linux.get("rootfsPropagation", str, "") not in ("", "private", "rprivate"):
-        raise SpecError("linux.rootfsPropagation is supported as private only")
     for item in (root, linux, spec):
         item.finish()
-    _check_uts(parsed)
+    _check_together(parsed)
     return parsed
 
 
-def parse_process(data: Mapping[str, Any]) -> Process:
+def parse_process(data: Mapping[str, Any], warn: Warn | None = None) -> Process:
     """A process object (of an exec) as a `Process`; raises SpecError."""
-    return _parse_process(_Object(data, "process"))
+    return _parse_process(Fields(data, "process"), warn)
 
 
-def _check_uts(spec: Spec) -> None:
-    named = [name for name in ("hostname", "domainname") if getattr(spec, name)]
-    if named and "uts" not in spec.namespaces.new:
-        raise SpecError(f"{named[0]} needs a new uts namespace")
+def _check_together(spec: Spec) -> None:
+    """What single fields cannot say: namespaces that others need."""
+    namespaces = spec.namespaces
+    for name in ("hostname", "domainname"):
+        if getattr(spec, name) and not namespaces.own("uts"):
+            raise SpecError(f"{name} needs a uts namespace of the container's own")
+    if "user" in namespaces.new and spec.id_maps is None:
+        raise SpecError("linux.uidMappings is missing: a new user namespace needs mappings")
+    if "user" not in namespaces.new and spec.id_maps is not None:
+        raise SpecError("linux.uidMappings needs a new user namespace")
+    if spec.time_offsets and "time" not in namespaces.new:
+        raise SpecError("linux.timeOffsets needs a new time namespace")
+    if spec.propagation not in ("", *PROPAGATIONS):
+        raise SpecError(f"linux.rootfsPropagation {spec.propagation!r} is no propagation mode")
 
 
-def _parse_process(process: _Object) -> Process:
+def _parse_process(process: Fields, warn: Warn | None = None) -> Process:
     args = process.strings("args")
     if not args:
         raise SpecError(f"{process.name('args')} is empty: there is no command to run")
@@ -203,23 +224,38 @@ def _parse_process(process: _Object) -> Process:
     size = process.object("consoleSize")
     rows, columns = size.integer("height", 0), size.integer("width", 0)
     size.finish()
+    for name, what in _REFUSED.items():
+        process.refuse_unless_default(name, what)
     parsed = Process(
         args=args,
         env=_checked_env(process),
         cwd=cwd,
         user=_parse_user(process.object("user")),
-        capabilities=_parse_capabilities(process.object("capabilities")),
+        capabilities=_parse_capabilities(process.object("capabilities"), warn),
         rlimits=tuple(_parse_rlimit(item) for item in process.objects("rlimits")),
         no_new_privileges=process.get("noNewPrivileges", bool, False),
-        oom_score_adj=process.integer("oomScoreAdj", 0, -1000, 1000),
+        oom_score_adj=_parse_oom_score(process),
         console_size=(rows, columns) if rows and columns else None,
         terminal=process.get("terminal", bool, False),
+        scheduler=parse_scheduler(process.object("scheduler")),
+        io_priority=parse_io_priority(process.object("ioPriority")),
     )
     process.finish()
     return parsed
 
 
-def _checked_env(process: _Object) -> tuple[str, ...]:
+_REFUSED: Final[Mapping[str, str]] = {
+    "apparmorProfile": "Wherry does without AppArmor",
+    "selinuxLabel": "Wherry does without SELinux",
+}
+
+
+def _parse_oom_score(process: Fields) -> int | None:
+    score = process.optional("oomScoreAdj")
+    return None if score is None else process.integer("oomScoreAdj", 0, -1000, 1000)
+
+
+def _checked_env(process: Fields) -> tuple[str, ...]:
     env = process.strings("env")
     for entry in env:
         if entry.find("=") < 1:
@@ -227,7 +263,7 @@ def _checked_env(process: _Object) -> tuple[str, ...]:
     return env
 
 
-def _parse_user(user: _Object) -> User:
+def _parse_user(user: Fields) -> User:
     umask = user.optional("umask")
     parsed = User(
         uid=user.integer("uid", 0, 0, 2**32 - 2),
@@ -240,19 +276,21 @@ def _parse_user(user: _Object) -> User:
     return parsed
 
 
-def _parse_capabilities(capabilities: _Object) -> CapabilitySets:
+def _parse_capabilities(capabilities: Fields, warn: Warn | None) -> CapabilitySets:
     masks = {}
     for name in ("bounding", "effective", "inheritable", "permitted", "ambient"):
-        try:
-            masks[name] = mask_of(capabilities.strings(name))
-        except KeyError as error:
-            field = capabilities.name(name)
-            raise SpecError(f"{field} has {error.args[0]!r}, which is no capability") from error
+        names = capabilities.strings(name)
+        for capability in [entry for entry in names if entry not in NAMES]:
+            words = f"{capabilities.name(name)} has {capability!r}, which is no capability"
+            if warn is None:
+                raise SpecError(words)
+            warn(words)
+        masks[name] = mask_of(entry for entry in names if entry in NAMES)
     capabilities.finish()
     return CapabilitySets(**masks)
 
 
-def _parse_rlimit(item: _Object) -> Rlimit:
+def _parse_rlimit(item: Fields) -> Rlimit:
     name = item.get("type", str, "")
     if name not in RLIMITS:
         raise SpecError(f"{item.name('type')} {name!r} is not a resource limit")
@@ -261,7 +299,7 @@ def _parse_rlimit(item: _Object) -> Rlimit:
     return parsed
 
 
-def _parse_mount(item: _Object) -> Mount:
+def _parse_mount(item: Fields) -> Mount:
     destination = item.get("destination", str, "")
     if not destination.startswith("/"):
         raise SpecError(f"{item.name('destination')} {destination!r} is not absolute")
@@ -269,34 +307,51 @@ def _parse_mount(item: _Object) -> Mount:
     kind = item.get("type", str, "")
     if "bind" in options or "rbind" in options:
         kind = "bind"
-    parsed = Mount(destination, kind, item.get("source", str, ""), options)
+    source = item.get("source", str, "")
+    parsed = Mount(destination, kind, source, options, parse_id_maps(item))
     item.finish()
     return parsed
 
 
-def _parse_namespaces(linux: _Object) -> Namespaces:
+def _parse_namespaces(linux: Fields) -> Namespaces:
     new: set[str] = set()
     join: list[tuple[str, str]] = []
     for item in linux.objects("namespaces"):
         kind, path = item.get("type", str, ""), item.get("path", str, "")
         item.finish()
         if kind not in NAMESPACE_TYPES:
-            raise SpecError(f"{item.name('type')} {kind!r} is not supported")
+            raise SpecError(f"{item.name('type')} {kind!r} is no type of namespace")
         if kind in new or kind in dict(join):
             raise SpecError(f"{item.name('type')} {kind!r} stands twice")
         if not path:
             new.add(kind)
-        elif kind in _JOINABLE:
-            join.append((kind, path))
+        elif kind == "mount":
+            reason = "a root would change for everybody in it"
+            raise SpecError(f"{item.name('path')} is not supported for 'mount': {reason}")
+        elif not path.startswith("/"):
+            raise SpecError(f"{item.name('path')} {path!r} is not absolute")
         else:
-            raise SpecError(f"{item.name('path')} is not supported for {kind!r}")
-    for kind in _ALWAYS_NEW:
-        if kind not in new:
-            raise SpecError(f"linux.namespaces without a new {kind} namespace is not supported")
+            join.append((kind, path))
+    if "mount" not in new:
+        reason = "the host's root would change"
+        raise SpecError(
+            f"linux.namespaces without a new mount namespace is not supported: {reason}"
+        )
     return Namespaces(frozenset(new), tuple(join))
 
 
-def _parse_device(item: _Object) -> Device:
+def _parse_time_offsets(linux: Fields) -> tuple[tuple[str, int, int], ...]:
+    offsets = []
+    for clock, item in linux.members("timeOffsets"):
+        if clock not in _CLOCKS:
+            raise SpecError(f"{item.path} is no clock with an offset")
+        nanoseconds = item.integer("nanosecs", 0, 0, 999_999_999)
+        offsets.append((clock, item.integer("secs", 0), nanoseconds))
+        item.finish()
+    return tuple(offsets)
+
+
+def _parse_device(item: Fields) -> Device:
     kind = item.get("type", str, "")
     if kind not in ("c", "u", "b", "p"):
         raise SpecError(f"{item.name('type')} {kind!r} is not c, u, b or p")
@@ -313,118 +368,3 @@ def _parse_device(item: _Object) -> Device:
         raise SpecError(f"{item.name('path')} {parsed.path!r} is not absolute")
     item.finish()
     return parsed
-
-
-def _parse_resources(resources: _Object) -> Resources:
-    memory, cpu, pids = (resources.object(name) for name in ("memory", "cpu", "pids"))
-    memory.get("checkBeforeUpdate", bool, False)  # limits are set once, on an empty cgroup
-    parsed = Resources(
-        memory_limit=memory.optional("limit"),
-        memory_reservation=memory.optional("reservation"),
-        memory_swap=memory.optional("swap"),
-        cpu_shares=cpu.optional("shares"),
-        cpu_quota=cpu.optional("quota"),
-        cpu_period=cpu.optional("period"),
-        cpus=cpu.get("cpus", str, ""),
-        mems=cpu.get("mems", str, ""),
-        pids_limit=pids.optional("limit"),
-        devices=tuple(_parse_device_rule(item) for item in resources.objects("devices")),
-        unified=resources.pairs("unified"),
-    )
-    for item in (memory, cpu, pids, resources):
-        item.finish()
-    return parsed
-
-
-def _parse_device_rule(item: _Object) -> DeviceRule:
-    kind = item.get("type", str, "") or "a"
-    access = item.get("access", str, "") or "rwm"
-    if kind not in ("a", "b", "c") or not set(access) <= set("rwm"):
-        raise SpecError(f"{item.name('type')} {kind!r} with access {access!r} is not a device rule")
-    numbers = [item.optional(name) for name in ("major", "minor")]
-    major, minor = (None if number in (None, -1) else number for number in numbers)
-    parsed = DeviceRule(item.get("allow", bool, False), kind, major, minor, access)
-    item.finish()
-    return parsed
-
-
-class _Object:
-    """A JSON object that is read field by field and complains about what was not read."""
-
-    __slots__ = ("_data", "_path", "_seen")
-
-    def __init__(self, data: object, path: str) -> None:
-        if not isinstance(data, Mapping):
-            raise SpecError(f"{path or 'the spec'} must be an object")
-        self._data = data
-        self._path = path
-        self._seen: set[str] = set()
-
-    def name(self, field: str) -> str:
-        return f"{self._path}.{field}" if self._path else field
-
-    def get(self, field: str, kind: type[T], default: T) -> T:
-        self._seen.add(field)
-        value = self._data.get(field)
-        if value is None:
-            return default
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise SpecError(f"{self.name(field)} must be of type {_JSON_TYPES[kind]}")
-        return value
-
-    def integer(self, field: str, default: int, low: int = -(2**63), high: int = 2**64 - 1) -> int:
-        value = self.get(field, int, default)
-        if not low <= value <= high:
-            raise SpecError(f"{self.name(field)} {value} is not from {low} to {high}")
-        return value
-
-    def optional(self, field: str) -> int | None:
-        return None if self._data.get(field) is None else self.integer(field, 0)
-
-    def object(self, field: str) -> _Object:
-        return _Object(self.get(field, dict, {}), self.name(field))
-
-    def objects(self, field: str) -> list[_Object]:
-        items = self.get(field, list, [])
-        return [_Object(item, f"{self.name(field)}[{index}]") for index, item in enumerate(items)]
-
-    def list(self, field: str, kind: type[T]) -> list[T]:
-        items: list[Any] = self.get(field, list, [])
-        for item in items:
-            if not isinstance(item, kind) or isinstance(item, bool):
-                raise SpecError(f"{self.name(field)} must hold {_JSON_TYPES[kind]}s only")
-        return items
-
-    def strings(self, field: str) -> tuple[str, ...]:
-        items = self.list(field, str)
-        for item in items:
-            if "\0" in item:
-                raise SpecError(f"{self.name(field)} has a NUL byte in {item!r}")
-        return tuple(items)
-
-    def paths(self, field: str) -> tuple[str, ...]:
-        for path in (items := self.strings(field)):
-            if not path.startswith("/"):
-                raise SpecError(f"{self.name(field)} has {path!r}, which is not absolute")
-        return items
-
-    def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
-        items = self.get(field, dict, {})
-        for key, value in items.items():
-            if not isinstance(value, str):
-                raise SpecError(f"{self.name(field)}.{key} must be a string")
-        return tuple(items.items())
-
-    def refuse(self, field: str) -> None:
-        raise SpecError(f"{self.name(field)} is not supported")
-
-    def finish(self) -> None:
-        """Complain about the first field that nobody read and that is not at its default."""
-        for field, value in self._data.items():
-            if field not in self._seen and value not in (None, False, 0, "", [], {}):
-                self.refuse(field)
-
-
-_JSON_TYPES: Final[Mapping[Any, str]] = {
-    str: "string", int: "integer", bool: "boolean", dict: "object", list: "array",
-}  # fmt: skip

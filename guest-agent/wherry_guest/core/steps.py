@@ -46,23 +46,48 @@ def _no_terminal(master: int) -> None:
     raise SetupError("nobody takes the terminal")
 
 
+def _no_answer(request: str) -> None:
+    raise SetupError(f"nobody answers the request {request!r}")
+
+
+def _no_start() -> None:
+    raise SetupError("nobody will start the container")
+
+
 @dataclass(slots=True)
 class State:
     """What running steps hand to later ones.
 
     Args:
-        send_terminal: takes the pty's master to PID 1.
-        trees: detached mounts, by the index of the mount that they are for.
+        send_terminal: takes the pty's master to whoever made this process.
+        ask: waits until that one has done what is asked for.
+        await_start: says that all is ready, and waits for the word to go on.
+        trees: detached mounts, by the index of the mount (or the device's path) they are for.
+        root: the detached mount that becomes the root.
+        user_namespace: the descriptor of the one that will be entered.
+        outer_pid: this process's pid as its maker sees it, when it is needed.
+        program: the file to execute, once it was found.
         identity: who the process will be.
         terminal: the pty's slave, when there is one.
         masked_directory: a path that has the empty read-only directory on it already.
     """
 
     send_terminal: Callable[[int], None] = _no_terminal
-    trees: dict[int, int] = field(default_factory=dict)
+    ask: Callable[[str], None] = _no_answer
+    await_start: Callable[[], None] = _no_start
+    trees: dict[int | str, int] = field(default_factory=dict)
+    root: int | None = None
+    user_namespace: int | None = None
+    outer_pid: int = 0
+    program: str | None = None
     identity: Identity | None = None
     terminal: int | None = None
     masked_directory: str | None = None
+
+    def descriptors(self) -> list[int]:
+        """What a forked child needs of it."""
+        single = (self.root, self.user_namespace)
+        return [*self.trees.values(), *(fd for fd in single if fd is not None)]
 
 
 class Step(Protocol):

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from wherry_guest.core.copytree import copy_contents
+from wherry_guest.core.holder import Holder, hold, let_go
+from wherry_guest.core.programs import ProgramEnd, run_program
 
 # uapi/linux/mount.h
 MS_RDONLY: Final = 0x1
@@ -28,6 +30,7 @@ MS_NOEXEC: Final = 0x8
 MS_SYNCHRONOUS: Final = 0x10
 MS_REMOUNT: Final = 0x20
 MS_DIRSYNC: Final = 0x80
+MS_NOSYMFOLLOW: Final = 0x100
 MS_NOATIME: Final = 0x400
 MS_NODIRATIME: Final = 0x800
 MS_BIND: Final = 0x1000
@@ -36,6 +39,7 @@ MS_REC: Final = 0x4000
 MS_UNBINDABLE: Final = 1 << 17
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
 MS_RELATIME: Final = 1 << 21
 MS_STRICTATIME: Final = 1 << 24
 MNT_DETACH: Final = 2
@@ -50,21 +54,31 @@ MOUNT_ATTR__ATIME: Final = 0x70
 MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR_STRICTATIME: Final = 0x20
 MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_IDMAP: Final = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
 
 # uapi/linux/fcntl.h
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 AT_RECURSIVE: Final = 0x8000
 
+O_PATH: Final = 0o10000000  # asm-generic/fcntl.h
+
 # uapi/linux/openat2.h
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_IN_ROOT: Final = 0x10
 
 # uapi/linux/sched.h
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 CLONE_INTO_CGROUP: Final = 0x200000000
@@ -73,6 +87,8 @@ CLONE_INTO_CGROUP: Final = 0x200000000
 PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_CAPBSET_DROP: Final = 24
+PR_SET_SECUREBITS: Final = 28
+SECBIT_NO_SETUID_FIXUP: Final = 1 << 2  # uapi/linux/securebits.h
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
@@ -90,17 +106,29 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 
 # asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64); 424 and above are the same everywhere.
 _NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
-    "x86_64": {"pivot_root": 155, "finit_module": 313, "bpf": 321, "seccomp": 317},
-    "aarch64": {"pivot_root": 41, "finit_module": 273, "bpf": 280, "seccomp": 277},
-}
+    "x86_64": {
+        "pivot_root": 155, "keyctl": 250, "ioprio_set": 251, "finit_module": 313,
+        "sched_setattr": 314, "seccomp": 317, "bpf": 321,
+    },
+    "aarch64": {
+        "ioprio_set": 30, "pivot_root": 41, "keyctl": 219, "finit_module": 273,
+        "sched_setattr": 274, "seccomp": 277, "bpf": 280,
+    },
+}  # fmt: skip
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
 _PIDFD_OPEN: Final = 434
 _CLONE3: Final = 435
 _CLOSE_RANGE: Final = 436
 _OPENAT2: Final = 437
 _MOUNT_SETATTR: Final = 442
 
+_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC, uapi/linux/mount.h
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # uapi/linux/keyctl.h
+_IOPRIO_WHO_PROCESS: Final = 1  # uapi/linux/ioprio.h
 _OPENAT2_TRIES: Final = 100
 _NLMSG_ERROR: Final = 2  # uapi/linux/netlink.h
 _NLMSG_HEADER: Final = 16
@@ -249,6 +277,31 @@ class Kernel:
         args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
         _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
 
+    def set_propagation(self, directory: int, path: str, recursive: bool, mode: int) -> None:
+        """Change the propagation (MS_PRIVATE, MS_SLAVE, …) of a mount, given as above."""
+        attr = _MountAttr(0, 0, mode, 0)
+        flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+        args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
+        _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
+
+    def set_id_map(self, tree: int, recursive: bool, user_namespace: int) -> None:
+        """Map owners in the detached mount `tree` as the user namespace does; only once."""
+        attr = _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+        flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+        args = (tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
+        _syscall(_MOUNT_SETATTR, "mount_setattr", *args)
+
+    def fsopen(self, fstype: str) -> int:
+        return _syscall(_FSOPEN, "fsopen", _bytes(fstype), _CLOEXEC, path=fstype)
+
+    def fsconfig(self, fd: int, command: int, key: str | None, value: str | None) -> None:
+        args = (fd, command, _bytes(key), _bytes(value), 0)
+        _syscall(_FSCONFIG, "fsconfig", *args, path=key)
+
+    def fsmount(self, fd: int, attributes: int) -> int:
+        """A detached mount of the file system that `fsopen` and `fsconfig` have described."""
+        return _syscall(_FSMOUNT, "fsmount", fd, _CLOEXEC, attributes)
+
     # Namespaces and processes.
 
     def unshare(self, flags: int) -> None:
@@ -266,11 +319,30 @@ class Kernel:
         It passes by CPython's fork hooks: for a process with one thread only. Being born in the
         cgroup saves the migration, which waits for an RCU grace period (tens of milliseconds).
         """
-        args = _CloneArgs(flags=flags, exit_signal=_SIGCHLD)
+        # with CLONE_PARENT the signal is the parent's own; the kernel refuses another one
+        args = _CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
         if cgroup is not None:
             args.flags |= CLONE_INTO_CGROUP
             args.cgroup = cgroup
         return _syscall(_CLONE3, "clone3", ctypes.byref(args), ctypes.sizeof(args))
+
+    def hold_user_namespace(self) -> Holder:
+        """A child in a new user namespace, without mappings, that ends with `let_go`."""
+        return hold(self, CLONE_NEWUSER)
+
+    def let_go(self, holder: Holder) -> None:
+        let_go(holder)
+
+    def run_program(
+        self,
+        path: str,
+        args: Sequence[str],
+        env: Sequence[str],
+        text: bytes,
+        timeout: float | None,
+    ) -> ProgramEnd:
+        """Run a program to its end; see `core.programs`."""
+        return run_program(self, path, args, env, text, timeout)
 
     def setsid(self) -> None:
         _os.setsid()
@@ -306,9 +378,30 @@ class Kernel:
     def setuid(self, uid: int) -> None:
         _os.setresuid(uid, uid, uid)
 
+    def set_file_ids(self, uid: int, gid: int) -> None:
+        """The ids that files are made and opened with; setfsuid(2) cannot fail for root."""
+        _libc().setfsgid(gid)
+        _libc().setfsuid(uid)
+
     def setrlimit(self, resource: int, soft: int, hard: int) -> None:
         limits = (ctypes.c_ulong * 2)(soft & _RLIM_INFINITY, hard & _RLIM_INFINITY)
         _check(_libc().setrlimit(resource, limits), "setrlimit")
+
+    def sched_setattr(self, attributes: bytes) -> None:
+        """Set the calling process's scheduling from a struct sched_attr."""
+        _syscall(_number("sched_setattr"), "sched_setattr", 0, attributes, 0)
+
+    def ioprio_set(self, priority: int) -> None:
+        args = (_IOPRIO_WHO_PROCESS, 0, priority)
+        _syscall(_number("ioprio_set"), "ioprio_set", *args)
+
+    def personality(self, domain: int) -> None:
+        _check(_libc().personality(ctypes.c_ulong(domain)), "personality")
+
+    def new_session_keyring(self) -> None:
+        """A new anonymous session keyring instead of the inherited one."""
+        args = (_KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_void_p(None))
+        _syscall(_number("keyctl"), "keyctl", *args)
 
     def umask(self, mask: int) -> None:
         os.umask(mask)
@@ -333,6 +426,9 @@ class Kernel:
 
     def chdir(self, path: str) -> None:
         os.chdir(path)
+
+    def fchdir(self, fd: int) -> None:
+        _os.fchdir(fd)
 
     def getcwd(self) -> str:
         """The working directory; OSError when it lies outside of the root."""
@@ -370,6 +466,9 @@ class Kernel:
 
     def lstat(self, path: str) -> FileStatus:
         return _file_status(os.lstat(path))
+
+    def readlink(self, path: str) -> str:
+        return os.readlink(path)  # noqa: PTH115 - as getcwd
 
     def realpath(self, path: str) -> str:
         return os.path.realpath(path)
