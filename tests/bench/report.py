@@ -85,7 +85,7 @@ def cells(row: Row) -> list[str]:
         row.what,
         _figure(row.ours, row.unit),
         f"{reference} {row.against}".strip(),
-        str(len(row.ours.values)),
+        _rounds(row.ours, row.reference),
         _target(row),
     ]
 
@@ -123,6 +123,11 @@ def _figure(samples: Samples, unit: str) -> str:
     figure = f"{_number(samples.median)} {unit}"
     low, high = _number(min(values)), _number(max(values))
     return figure if low == high else f"{figure} ({low} to {high})"
+
+
+def _rounds(ours: Samples, theirs: Samples | None) -> str:
+    counts = [len(it.values) for it in (ours, theirs) if it is not None]
+    return " / ".join(str(count) for count in dict.fromkeys(counts))
 
 
 def _target(row: Row) -> str:

@@ -19,7 +19,7 @@ from ..bench import CPUS, Bench
 from ..measure import Samples
 from ..report import Row, Target
 
-TITLE = f"Cold boot (software emulation unless said otherwise, {CPUS} vCPUs)"
+TITLE = f"Cold boot ({CPUS} vCPUs)"
 MEMORY_MIB = (1024, 4096)
 
 
