@@ -9,6 +9,7 @@ import pytest
 from wherry.api import fields
 from wherry.api.http import Request, Routes, error_response, split_target
 from wherry.api.images import registry_auth
+from wherry.engine.updates import LIMITS
 from wherry.errors import InvalidInput, NotFound, NotImplementedYet, WherryError
 
 
@@ -110,9 +111,6 @@ def test_the_whole_host_config_of_a_plain_docker_run_is_accepted() -> None:
     [
         ("PortBindings", {"80/tcp": [{"HostPort": "8080"}]}),
         ("NetworkMode", "mynet"),
-        ("RestartPolicy", {"Name": "always"}),
-        ("LogConfig", {"Type": "syslog"}),
-        ("LogConfig", {"Type": "json-file", "Config": {"max-size": "1m"}}),
         ("MaskedPaths", []),
         ("MemorySwappiness", 60),
         ("SomethingNew", 1),
@@ -132,9 +130,20 @@ def test_values_of_the_wrong_type_are_refused_by_name(name: str, value: object) 
         fields.check(fields.HOST_CONFIG, {name: value})
 
 
-def test_a_rule_that_meets_the_wrong_shape_names_the_field() -> None:
-    with pytest.raises(InvalidInput, match="RestartPolicy"):
-        fields.check(fields.HOST_CONFIG, {"RestartPolicy": "always"})
+@pytest.mark.parametrize("name", ["RestartPolicy", "LogConfig"])
+def test_a_rule_that_meets_the_wrong_shape_names_the_field(name: str) -> None:
+    with pytest.raises(InvalidInput, match=name):
+        fields.check(fields.HOST_CONFIG, {name: "always"})
+
+
+def test_an_update_takes_what_docker_sends_and_refuses_what_there_is_not() -> None:
+    limits = {name: value for name, value in DOCKER_RUN_HOST_CONFIG.items() if name in LIMITS}
+    fields.check(fields.UPDATE, {**limits, "BlkioWeight": 0, "RestartPolicy": {"Name": ""}})
+    fields.check(fields.UPDATE, {"Memory": 1 << 30, "MemorySwap": -1, "NanoCpus": 5})
+    with pytest.raises(NotImplementedYet, match="BlkioWeight"):
+        fields.check(fields.UPDATE, {"BlkioWeight": 500})
+    with pytest.raises(NotImplementedYet, match="Binds"):
+        fields.check(fields.UPDATE, {"Binds": ["/a:/b"]})
 
 
 def test_endpoint_options_are_refused_by_name() -> None:

@@ -122,7 +122,17 @@ class FakeEvents:
 @pytest.fixture
 def engine() -> SimpleNamespace:
     volumes = SimpleNamespace(mount_point=str)
-    return SimpleNamespace(containers=FakeContainers(), events=FakeEvents(), volumes=volumes)
+    containers = FakeContainers()
+
+    async def with_fresh_health(ref: str) -> Container:
+        return containers.get(ref)
+
+    return SimpleNamespace(
+        containers=containers,
+        events=FakeEvents(),
+        volumes=volumes,
+        lives=SimpleNamespace(with_fresh_health=with_fresh_health),
+    )
 
 
 @pytest.fixture

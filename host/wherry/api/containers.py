@@ -46,7 +46,7 @@ async def listing(engine: Engine, request: Request) -> Response:
 
 
 async def inspect(engine: Engine, request: Request) -> Response:
-    container = engine.containers.get(request.args["id"])
+    container = await engine.lives.with_fresh_health(request.args["id"])
     return json_response(views.container_inspect(container, engine.volumes.mount_point))
 
 

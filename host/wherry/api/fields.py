@@ -35,18 +35,6 @@ def _only(*allowed: Any) -> Callable[[Any], bool]:
     return lambda value: not value or value in allowed
 
 
-def _no_restart(value: Any) -> bool:
-    return not value or value.get("Name") in (None, "", "no")
-
-
-def _json_file_without_options(value: Any) -> bool:
-    return not value or (value.get("Type") in (None, "", "json-file") and not value.get("Config"))
-
-
-def _no_healthcheck(value: Any) -> bool:
-    return not value or value.get("Test") in (None, [], ["NONE"])
-
-
 CONFIG: Mapping[str, Rule] = {
     "Hostname": Rule("", _anything),
     "Domainname": Rule("", _empty),
@@ -60,7 +48,7 @@ CONFIG: Mapping[str, Rule] = {
     "StdinOnce": Rule(False, _anything),
     "Env": Rule(None, _anything),
     "Cmd": Rule(None, _anything),
-    "Healthcheck": Rule(None, _no_healthcheck),
+    "Healthcheck": Rule(None, _anything),
     "ArgsEscaped": Rule(False, _empty),
     "Image": Rule("", _anything),
     "Volumes": Rule(None, _anything),
@@ -72,16 +60,16 @@ CONFIG: Mapping[str, Rule] = {
     "Labels": Rule({}, _anything),
     "StopSignal": Rule("", _anything),
     "StopTimeout": Rule(None, _anything),
-    "Shell": Rule(None, _empty),
+    "Shell": Rule(None, _anything),
 }
 
 HOST_CONFIG: Mapping[str, Rule] = {
     "Binds": Rule(None, _anything),
     "ContainerIDFile": Rule("", _anything),  # the client's own affair
-    "LogConfig": Rule({"Type": "json-file", "Config": {}}, _json_file_without_options),
+    "LogConfig": Rule({"Type": "json-file", "Config": {}}, _anything),
     "NetworkMode": Rule("default", _only("default", "none", "host")),
     "PortBindings": Rule({}, _empty),
-    "RestartPolicy": Rule({"Name": "no", "MaximumRetryCount": 0}, _no_restart),
+    "RestartPolicy": Rule({"Name": "no", "MaximumRetryCount": 0}, _anything),
     "AutoRemove": Rule(False, _anything),
     "VolumeDriver": Rule("", _anything),
     "VolumesFrom": Rule(None, _anything),
@@ -126,13 +114,13 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "CpuRealtimePeriod": Rule(0, _empty),
     "CpuRealtimeRuntime": Rule(0, _empty),
     "CpusetCpus": Rule("", _anything),
-    "CpusetMems": Rule("", _empty),
+    "CpusetMems": Rule("", _anything),
     "Devices": Rule([], _empty),
     "DeviceCgroupRules": Rule(None, _empty),
     "DeviceRequests": Rule(None, _empty),
     "KernelMemory": Rule(0, _empty),
     "KernelMemoryTCP": Rule(0, _empty),
-    "MemoryReservation": Rule(0, _empty),
+    "MemoryReservation": Rule(0, _anything),
     "MemorySwap": Rule(0, _anything),
     "MemorySwappiness": Rule(None, _only(-1)),
     "OomKillDisable": Rule(None, _empty),
@@ -148,6 +136,17 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "ReadonlyPaths": Rule(None, lambda value: value is None),
     "Annotations": Rule(None, _empty),
 }
+
+_UPDATED = (
+    "CpuShares", "CpuPeriod", "CpuQuota", "NanoCpus", "CpusetCpus", "CpusetMems", "Memory",
+    "MemorySwap", "MemoryReservation", "PidsLimit", "RestartPolicy",
+)  # fmt: skip
+
+UPDATE: Mapping[str, Rule] = {
+    name: rule if name in _UPDATED else Rule(rule.default, lambda value: not value or value == -1)
+    for name, rule in HOST_CONFIG.items()
+}
+"""Of the body of an update: limits and the restart policy."""
 
 EXEC: Mapping[str, Rule] = {
     "Container": Rule("", _anything),  # docker-py repeats what stands in the path
@@ -168,10 +167,10 @@ EXEC: Mapping[str, Rule] = {
 _LISTS_OF_TEXT = (
     "Env", "Cmd", "Entrypoint", "CapAdd", "CapDrop", "Binds", "VolumesFrom",
 )  # fmt: skip
-_OBJECTS = ("Labels", "Volumes", "Tmpfs")
+_OBJECTS = ("Labels", "Volumes", "Tmpfs", "RestartPolicy", "LogConfig", "Healthcheck")
 _NUMBERS = (
     "Memory", "MemorySwap", "NanoCpus", "CpuPeriod", "CpuQuota", "CpuShares", "PidsLimit",
-    "ShmSize", "StopTimeout",
+    "ShmSize", "StopTimeout", "MemoryReservation",
 )  # fmt: skip
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from wherry.api import (
+    archives,
     bootstrap,
     containers,
     distribution,
     images,
+    lives,
     machine,
     snapshots,
     system,
+    upkeep,
     volumes,
 )
 from wherry.api.http import Route, Routes
@@ -19,9 +22,12 @@ ROUTES = Routes()
 _TABLE: tuple[Route, ...] = (
     *system.TABLE,
     *containers.TABLE,
+    *lives.TABLE,
     *snapshots.TABLE,
     *bootstrap.TABLE,
     *distribution.TABLE,
+    *archives.TABLE,
+    *upkeep.TABLE,
     *images.TABLE,
     *volumes.TABLE,
     *machine.TABLE,

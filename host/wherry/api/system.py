@@ -71,7 +71,12 @@ async def info(engine: Engine, _request: Request) -> Response:
     facts: dict[str, Any] = {
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", "erofs"]],
-        "Plugins": {"Volume": [], "Network": [], "Authorization": None, "Log": ["json-file"]},
+        "Plugins": {
+            "Volume": [],
+            "Network": [],
+            "Authorization": None,
+            "Log": ["json-file", "local", "none"],
+        },
         "MemoryLimit": True,
         "SwapLimit": True,
         "CpuCfsPeriod": True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wherry.api.fields import CONFIG, HOST_CONFIG, with_defaults
@@ -52,9 +52,9 @@ def _state(container: Container) -> dict[str, Any]:
     status = str(container.status.value)
     return {
         "Status": status,
-        "Running": status == "running",
-        "Paused": False,
-        "Restarting": False,
+        "Running": container.running,
+        "Paused": status == "paused",
+        "Restarting": status == "restarting",
         "OOMKilled": container.oom_killed,
         "Dead": status == "dead",
         "Pid": container.pid or 0,
@@ -62,6 +62,23 @@ def _state(container: Container) -> dict[str, Any]:
         "Error": container.error or "",
         "StartedAt": rfc3339(container.started_ns),
         "FinishedAt": rfc3339(container.finished_ns),
+        **({"Health": _health(container.health)} if container.health else {}),
+    }
+
+
+def _health(health: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "Status": health["status"],
+        "FailingStreak": health["failing_streak"],
+        "Log": [
+            {
+                "Start": rfc3339(result["start_ns"]),
+                "End": rfc3339(result["end_ns"]),
+                "ExitCode": result["exit_code"],
+                "Output": result["output"],
+            }
+            for result in health["log"]
+        ],
     }
 
 
@@ -141,13 +158,19 @@ def container_summary(
 
 
 def status_text(container: Container, now: float) -> str:
-    """Docker's STATUS column: `Up 5 seconds`, `Exited (0) 2 minutes ago`, `Created`."""
+    """Docker's STATUS column: `Up 5 seconds (healthy)`, `Exited (0) 2 minutes ago`, `Created`."""
     status = str(container.status.value)
-    if status == "running":
-        return f"Up {human_duration(now - (container.started_ns or 0) / 1e9)}"
-    if status == "exited":
+    if container.alive:
+        up = f"Up {human_duration(now - (container.started_ns or 0) / 1e9)}"
+        if status == "paused":
+            return f"{up} (Paused)"
+        if not container.health:
+            return up
+        health = container.health_status
+        return f"{up} ({'health: starting' if health == 'starting' else health})"
+    if status in ("exited", "restarting"):
         since = human_duration(now - (container.finished_ns or 0) / 1e9)
-        return f"Exited ({container.exit_code}) {since} ago"
+        return f"{status.capitalize()} ({container.exit_code}) {since} ago"
     return {"removing": "Removal In Progress"}.get(status, status.capitalize())
 
 
@@ -194,8 +217,9 @@ def volume_inspect(volume: Volume) -> dict[str, Any]:
     }
 
 
-def image_summary(image: Image, containers: int) -> dict[str, Any]:
-    """An element of the answer of `GET /images/json`."""
+def image_summary(image: Image, containers: int, shared: int = -1) -> dict[str, Any]:
+    """An element of the answer of `GET /images/json`. `shared`: bytes in layers that other images
+    have, too; -1: not asked for."""
     return {
         "Id": image.id,
         "ParentId": "",
@@ -203,7 +227,7 @@ def image_summary(image: Image, containers: int) -> dict[str, Any]:
         "RepoDigests": list(image.digests),
         "Created": image.created_ns // 1_000_000_000,
         "Size": image.size,
-        "SharedSize": -1,
+        "SharedSize": shared,
         "Labels": image.config.get("Labels") or {},
         "Containers": containers,
     }

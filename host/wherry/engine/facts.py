@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wherry import __version__
-from wherry.engine.model import Container, Json
+from wherry.engine.model import Container, Json, Status
 from wherry.osutil import cpu_count, total_memory
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -59,15 +59,16 @@ def info_facts(
     guest: GuestFacts, machine_name: str, home: str, containers: list[Container], images: int
 ) -> Json:
     """The part of `GET /info` that is not constant."""
-    running = sum(container.running for container in containers)
+    paused = sum(container.status is Status.PAUSED for container in containers)
+    running = sum(container.running for container in containers) - paused
     arch = _machine(guest)
     return {
         "ID": machine_name,
         "Name": machine_name,
         "Containers": len(containers),
         "ContainersRunning": running,
-        "ContainersPaused": 0,
-        "ContainersStopped": len(containers) - running,
+        "ContainersPaused": paused,
+        "ContainersStopped": len(containers) - running - paused,
         "Images": images,
         "ServerVersion": __version__,
         "KernelVersion": guest.kernel,

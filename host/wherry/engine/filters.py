@@ -13,7 +13,7 @@ from wherry.errors import InvalidInput, NotImplementedYet
 
 Filters = Mapping[str, Sequence[str]]
 
-_LATER = ("expose", "health", "is-task", "isolation", "network", "publish", "volume")
+_LATER = ("expose", "is-task", "isolation", "network", "publish", "volume")
 SHOW_STOPPED = ("status", "exited", "before", "since")
 """Filters that ask for stopped containers too, without `all`."""
 
@@ -51,6 +51,9 @@ def _test(
     if name == "exited":
         codes = [_number(value) for value in values]
         return lambda container: container.status is Status.EXITED and container.exit_code in codes
+    if name == "health":
+        _check_health(values)
+        return lambda container: container.health_status in values
     if name == "before":
         newest = min(find(value).created_ns for value in values)
         return lambda container: container.created_ns < newest
@@ -89,9 +92,13 @@ def _tagged(reference: str) -> str:
     return reference if ":" in last or "@" in last else f"{reference}:latest"
 
 
-def _status(value: str) -> Status | None:
-    if value in ("paused", "restarting"):
-        return None  # states that a container here is never in
+def _check_health(values: Sequence[str]) -> None:
+    for value in values:
+        if value not in ("starting", "healthy", "unhealthy", "none"):
+            raise InvalidInput(f"invalid filter 'health={value}'")
+
+
+def _status(value: str) -> Status:
     try:
         return Status(value)
     except ValueError:

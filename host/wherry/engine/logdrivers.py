@@ -51,6 +51,8 @@ def check_log_config(host_config: Mapping[str, Any]) -> None:
     if name not in DRIVERS:
         raise InvalidInput(f"logger: no log driver named '{name}' is registered")
     options = (host_config.get("LogConfig") or {}).get("Config") or {}
+    if not isinstance(options, dict):
+        raise InvalidInput("HostConfig.LogConfig.Config must be an object")
     for option, value in options.items():
         if option not in _OPTIONS[name] and option not in _ANY_DRIVER:
             raise InvalidInput(f"unknown log opt '{option}' for {name} log driver")

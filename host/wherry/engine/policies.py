@@ -31,6 +31,8 @@ def restart_policy(host_config: Mapping[str, Any]) -> tuple[str, int]:
 def check_restart_policy(host_config: Mapping[str, Any]) -> None:
     """Raises InvalidInput, in Docker's words."""
     name, maximum = restart_policy(host_config)
+    if not isinstance(maximum, int):
+        raise InvalidInput("invalid restart policy: MaximumRetryCount must be a number")
     if name not in _NAMES:
         known = "', '".join(_NAMES[:-1])
         raise InvalidInput(

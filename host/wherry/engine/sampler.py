@@ -7,7 +7,7 @@ nobody does it is not asked at all.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from wherry.engine.guest import Guest
 from wherry.engine.model import Container
@@ -33,7 +33,7 @@ class Sampler:
         """Its figures now; None when it does not run."""
         return (await self._sample([container.id])).get(container.id)
 
-    async def stream(self, ref: str) -> AsyncIterator[tuple[Container, Sample | None]]:
+    async def stream(self, ref: str) -> AsyncGenerator[tuple[Container, Sample | None], None]:
         """Its figures now and every second, until it is removed; None while it does not run."""
         entry = self._registry.find(ref)
         container_id = entry.container.id
