@@ -159,6 +159,25 @@ class Client:
             _raise_for(Reply(status, received, b"".join(self._parts(http))))
         return self._parts(http)
 
+    def download(
+        self, path: str, *, query: Mapping[str, object] | None = None
+    ) -> tuple[int, Iterator[bytes]]:
+        """GET a body of any length: its length (0: not told), and its pieces as they arrive.
+
+        Raises:
+            EngineError: as `request`; also in mid-stream, when the engine cut it short.
+        """
+        http = _Http(self._open())
+        try:
+            http.send("GET", _target(path, query), None)
+            status, headers = http.response()
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            http.close()
+            raise self._ended() from error
+        if status >= 400:
+            _raise_for(Reply(status, headers, b"".join(self._parts(http))))
+        return int(headers.get("content-length", 0)), self._whole(http)
+
     def hijack(
         self, path: str, *, query: Mapping[str, object] | None = None, body: object = None
     ) -> tuple[socket.socket, bytes]:
@@ -178,6 +197,17 @@ class Client:
             _raise_for(Reply(status, headers, b"".join(self._parts(http))))
             raise EngineError(f"the engine answered {status} instead of opening a stream")
         return http.detach()
+
+    def _whole(self, http: _Http) -> Iterator[bytes]:
+        try:
+            yield from self._parts(http)
+        except EngineUnreachable as error:
+            if not self.running():
+                raise
+            raise EngineError(
+                "the engine could not go on in the middle of its answer",
+                hint=f"its log, {self.paths.engine_log}, says why",
+            ) from error
 
     def _parts(self, http: _Http) -> Iterator[bytes]:
         try:
@@ -392,17 +422,20 @@ def _connect(paths: MachinePaths) -> socket.socket:
 
 
 def _target(path: str, query: Mapping[str, object] | None) -> str:
-    """Path and query; None is left out, True and False are 1 and 0, other objects are JSON."""
-    values = {}
+    """Path and query; None is left out, True and False are 1 and 0, a tuple's items stand one by
+    one, other objects are JSON."""
+    values: dict[str, str | list[str]] = {}
     for name, value in (query or {}).items():
         if isinstance(value, bool):
             values[name] = str(int(value))
+        elif isinstance(value, tuple):
+            values[name] = [str(item) for item in value]
         elif isinstance(value, (dict, list)):
             values[name] = json.dumps(value)
         elif value is not None:
             values[name] = str(value)
     prefix = "" if path.startswith("/wherry/") else _API
-    return f"{prefix}{path}" + (f"?{urlencode(values)}" if values else "")
+    return f"{prefix}{path}" + (f"?{urlencode(values, doseq=True)}" if values else "")
 
 
 def _raise_for(reply: Reply) -> None:

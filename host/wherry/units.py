@@ -7,6 +7,10 @@ import re
 from wherry.errors import InvalidInput
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_NANOSECONDS = {
+    "ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9,
+}  # fmt: skip
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
@@ -57,6 +61,18 @@ def parse_size(text: str) -> int:
             f"{text!r} is not a size", hint="use a number and a unit, as in 512m or 2g"
         )
     return int(float(match[1]) * _BINARY[match[2].lower()])
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds of a duration as Go writes it: `1h30m`, `500ms`, `0`.
+
+    Raises:
+        InvalidInput: not a duration.
+    """
+    parts = _DURATION_PART.findall(text)
+    if text != "0" and (not parts or "".join(number + unit for number, unit in parts) != text):
+        raise InvalidInput(f"{text!r} is not a duration", hint="as in 30s or 1h30m")
+    return int(sum(float(number) * _NANOSECONDS[unit] for number, unit in parts))
 
 
 def _three_digits(value: float) -> str:

@@ -6,11 +6,13 @@ import asyncio
 import base64
 import binascii
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from wherry.api import views
 from wherry.api.http import Request, Response, Route, json_lines, json_response
 from wherry.api.progress import Message, Report, with_progress
+from wherry.api.timefmt import parse_moment
 from wherry.errors import InvalidInput, NotImplementedYet
 
 if TYPE_CHECKING:
@@ -20,10 +22,8 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 50
 
 
-async def create(engine: Engine, request: Request) -> Response:
-    """Pull. (Import, `fromSrc`, is another capability.)"""
-    if request.text("fromSrc"):
-        raise NotImplementedYet("fromSrc (import) is not implemented")
+async def pull(engine: Engine, request: Request) -> Response:
+    """`POST /images/create` with `fromImage`; its route is in `archives`, beside import's."""
     name = request.text("fromImage")
     if not name:
         raise InvalidInput("fromImage is empty")
@@ -36,7 +36,13 @@ async def create(engine: Engine, request: Request) -> Response:
         def event(pulled: PullEvent) -> None:
             report(progress_message(pulled))
 
-        await engine.images.pull(name, platform=platform, auth=auth, progress=event)
+        await engine.images.pull(
+            name,
+            platform=platform,
+            auth=auth,
+            progress=event,
+            all_platforms=request.flag("allPlatforms"),
+        )
         return None
 
     return json_lines(with_progress(work))
@@ -96,13 +102,21 @@ def _size(count: float) -> str:
 
 
 async def listing(engine: Engine, request: Request) -> Response:
-    filters = request.filters()
-    unknown = set(filters) - {"reference", "dangling", "label"}
-    if unknown:
-        raise NotImplementedYet(f"filter {sorted(unknown)[0]} is not implemented")
-    images = await asyncio.to_thread(engine.images.list, filters)
-    used = [container.image_id for container in engine.containers.list(all=True)]
-    return json_response([views.image_summary(image, used.count(image.id)) for image in images])
+    if request.flag("manifests"):
+        raise NotImplementedYet("manifests is not implemented")
+    images = await asyncio.to_thread(engine.images.list, request.filters(), parse_moment)
+    used = Counter(container.image_id for container in engine.containers.list(all=True))
+    shared = None
+    if request.flag("shared-size"):
+        shared = await engine.upkeep.shared_sizes()
+    return json_response(
+        [
+            views.image_summary(
+                image, used[image.id], -1 if shared is None else shared.get(image.id, 0)
+            )
+            for image in images
+        ]
+    )
 
 
 async def inspect(engine: Engine, request: Request) -> Response:
@@ -144,7 +158,6 @@ async def remove(engine: Engine, request: Request) -> Response:
 
 TABLE: list[Route] = [
     ("GET", "/images/json", listing),
-    ("POST", "/images/create", create),
     ("GET", "/images/{name:path}/json", inspect),
     ("GET", "/images/{name:path}/history", history),
     ("POST", "/images/{name:path}/tag", tag),

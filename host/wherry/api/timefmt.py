@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from wherry.errors import InvalidInput
+from wherry.units import parse_duration
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
 """Go's zero time: what Docker shows for "never"."""
@@ -42,3 +44,15 @@ def parse_time(text: str) -> int | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1_000_000) * 1000
+
+
+def parse_moment(text: str) -> int:
+    """As `parse_time`, or a duration (`24h`) before now; nanoseconds since the epoch.
+
+    Raises:
+        InvalidInput: none of these.
+    """
+    try:
+        return time.time_ns() - parse_duration(text)
+    except InvalidInput:
+        return parse_time(text) or 0

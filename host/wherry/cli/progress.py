@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,6 +98,18 @@ def show_pull(
     finally:
         if bars:
             bars.stop()
+
+
+def counted(parts: Iterable[bytes], total: int, *, quiet: bool) -> Iterator[bytes]:
+    """Pass pieces of a download on; on a terminal a bar shows how many bytes there were."""
+    if quiet or not sys.stderr.isatty():
+        yield from parts
+        return
+    with _bars() as bars:
+        task = bars.add_task("", total=total or None)
+        for part in parts:
+            yield part
+            bars.advance(task, len(part))
 
 
 def pull(

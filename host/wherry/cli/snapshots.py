@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from wherry.cli import progress
+from wherry.cli import files, progress
 from wherry.cli.app import App, pass_app
 from wherry.cli.output import write_all
-from wherry.errors import InvalidInput, StorageError
 
 _KINDS = ("C", "A", "D")
 """Engine API, ChangeType."""
@@ -37,11 +31,9 @@ def diff_command(app: App, container: str) -> None:
 @pass_app
 def export_command(app: App, output: Path | None, container: str) -> None:
     """Write all files of CONTAINER as a tar, to standard output or a file."""
-    if output is None and sys.stdout.isatty():
-        raise InvalidInput("refusing to write a tar to a terminal", hint="use -o, or redirect it")
-    progress.ensure_machine(app.client)
-    parts = app.client.stream("GET", f"/containers/{container}/export")
-    with _target(output) as descriptor:
+    with files.target(output) as descriptor:
+        progress.ensure_machine(app.client)
+        parts = app.client.stream("GET", f"/containers/{container}/export")
         for part in parts:
             write_all(descriptor, part)
 
@@ -76,24 +68,3 @@ def commit_command(
     }
     progress.ensure_machine(app.client)
     click.echo(app.client.request("POST", "/commit", query=query).json()["Id"])
-
-
-@contextmanager
-def _target(output: Path | None) -> Iterator[int]:
-    """Standard output, or a file that gets its name when it is complete."""
-    if output is None:
-        yield 1
-        return
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write {output}: {error.strerror}") from error
-    try:
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-        Path(name).replace(output)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -7,22 +7,25 @@ somebody asks for it.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from wherry.engine.background import in_thread
 from wherry.engine.events import EventBus
-from wherry.engine.model import SHORT_ID, Event
+from wherry.engine.image_filters import Filters, image_filter
+from wherry.engine.model import SHORT_ID, Container, Event
 from wherry.engine.ports import MachinePort, Progress, StorePort
 from wherry.engine.registry import Registry
-from wherry.errors import Conflict, ImageNotFound
+from wherry.errors import Conflict, ImageNotFound, WherryError
 
 if TYPE_CHECKING:
-    from wherry.images.names import Removal
     from wherry.images.committing import Commit
+    from wherry.images.names import Removal
     from wherry.images.store import Image
+
+log = logging.getLogger(__name__)
 
 BUILTIN = "localhost/busybox:latest"
 _BUILTIN_NAMES = (BUILTIN, "localhost/busybox")
@@ -46,9 +49,12 @@ class Images:
         self._holder_prefix = holder_prefix
         self._builtin = asyncio.Lock()
 
-    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Sequence[Image]:
-        """Images that meet `reference`, `dangling`, `label`, newest first. Call it in a thread."""
-        found = [image for image in self._store.list() if _meets(image, filters or {})]
+    def list(
+        self, filters: Filters | None = None, moment: Callable[[str], int] = int
+    ) -> Sequence[Image]:
+        """Images that meet `filters` (see `image_filters`), newest first. Call it in a thread."""
+        wanted = image_filter(filters or {}, self._store.resolve, moment)
+        found = [left for image in self._store.list() if (left := wanted(image)) is not None]
         return sorted(found, key=lambda image: image.created_ns, reverse=True)
 
     async def resolve(self, ref: str, platform: str | None = None) -> Image:
@@ -60,12 +66,19 @@ class Images:
                 raise
         return await self.ensure_builtin()
 
+    async def resolve_builtin(self, ref: str) -> None:
+        """Make the built-in image present when `ref` names it; nothing else is looked for."""
+        if ref in _BUILTIN_NAMES:
+            await self.resolve(ref)
+
     async def pull(
         self,
         ref: str,
         platform: str | None = None,
         auth: Any = None,
         progress: Callable[[Any], None] | None = None,
+        *,
+        all_platforms: bool = False,
     ) -> Image:
         """Fetch from its registry. `progress` is called in other threads.
 
@@ -82,8 +95,6 @@ class Images:
             progress=progress,
             all_platforms=all_platforms,
         )
-        *,
-        all_platforms: bool = False,
         self._publish("pull", ref, ref)
         return image
 
@@ -113,10 +124,15 @@ class Images:
         image = await asyncio.to_thread(self._store.resolve, ref)
         self._check_unused(image, ref, force)
         removals = await asyncio.to_thread(self._store.remove, ref, force=force)
+        self.publish_removals(image.id, removals)
+        return removals
+
+    def publish_removals(self, image_id: str, removals: Iterable[Removal]) -> None:
+        """Docker's events of what went. `image_id`: whose; "": that of each removal."""
         for removal in removals:
             for kind, value in removal.as_json().items():
-                self._publish({"Untagged": "untag"}.get(kind, "delete"), image.id, value)
-        return removals
+                action = {"Untagged": "untag"}.get(kind, "delete")
+                self._publish(action, image_id or value, value)
 
     def commit(
         self, parent: Image | None, chunks: Iterator[bytes], new: Commit, name: str | None
@@ -131,6 +147,19 @@ class Images:
     def release(self, container_id: str) -> None:
         """The container is gone. Call it in a thread."""
         self._store.release(self._holder_prefix + container_id)
+
+    def hold_missing(self, containers: Iterable[Container]) -> None:
+        """Take leases again that are not there: the store's database was lost and rebuilt. Call it
+        in a thread."""
+        held = set(self._store.holders())
+        for container in containers:
+            holder = self._holder_prefix + container.id
+            if holder in held:
+                continue
+            try:
+                self._store.hold_manifest(holder, container.manifest_digest)
+            except WherryError as error:
+                log.warning("container %s: its image is not held: %s", container.id, error)
 
     def release_others(self, container_ids: Set[str]) -> None:
         """Give up what is held for other containers of this machine. Call it in a thread."""
@@ -165,26 +194,3 @@ class Images:
 
     def _publish(self, action: str, actor: str, name: str) -> None:
         self._events.publish_late(Event("image", action, actor, time.time_ns(), {"name": name}))
-
-
-def _meets(image: Image, filters: Mapping[str, Sequence[str]]) -> bool:
-    if wanted := filters.get("dangling"):
-        dangling = any(value.lower() in ("1", "true") for value in wanted)
-        if dangling != (not image.tags):
-            return False
-    patterns = filters.get("reference")
-    if patterns and not any(_matches(image.tags, pattern) for pattern in patterns):
-        return False
-    labels = image.config.get("Labels") or {}
-    return all(_has_label(labels, label) for label in filters.get("label") or ())
-
-
-def _matches(tags: Iterable[str], pattern: str) -> bool:
-    """Docker's `reference` filter: a pattern of a name, with or without its tag."""
-    names = {name for tag in tags for name in (tag, tag.rpartition(":")[0])}
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def _has_label(labels: Mapping[str, str], wanted: str) -> bool:
-    name, separator, value = wanted.partition("=")
-    return name in labels and (not separator or labels[name] == value)

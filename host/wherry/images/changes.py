@@ -15,6 +15,7 @@ from typing import Any
 
 from wherry.errors import InvalidInput
 from wherry.images.words import expand, split_words
+from wherry.units import parse_duration
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
@@ -30,8 +31,6 @@ _REAL_TIME = re.compile(r"RTMIN(\+([1-9]|1[0-5]))?|RTMAX(-([1-9]|1[0-4]))?")
 _SIGNALS_MAX = 64
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 _PORT_MAX = 65535
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_NS = {"ns": 1, "us": 1000, "µs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _SHORTEST_NS = 10**6
 """Docker's least duration in a health check, but for 0."""
 _HEALTH_TIMES = {
@@ -310,13 +309,11 @@ def _json_words(text: str) -> list[str] | None:
 
 
 def _duration(name: str, text: str) -> int:
-    """Go's durations (`1m30s`) in nanoseconds."""
-    parts = _DURATION_PART.findall(text)
-    if text == "0":
-        return 0
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"--{name} must be a duration as in 30s, not {text!r}")
-    total = int(sum(float(number) * _NS[unit] for number, unit in parts))
+    """In nanoseconds."""
+    try:
+        total = parse_duration(text)
+    except InvalidInput:
+        raise ValueError(f"--{name} must be a duration as in 30s, not {text!r}") from None
     if total and total < _SHORTEST_NS:
         raise ValueError(f"--{name} must be at least 1ms")
     return total

@@ -98,18 +98,24 @@ class _Load:
 
     def take(self, images: Sequence[_FoundNamed]) -> Sequence[Loaded]:
         parts = self._parts
-        layers = {layer.diff_id: layer for image in images for layer in image.found.layers}
+        layers = list({it.blob: it for image in images for it in image.found.layers}.values())
         documents = [name for image in images for name in image.found.documents]
         try:
-            objects = objects_of(list(layers.values()), documents)
+            objects = objects_of(layers, documents)
             parts.db.lease(self._holder, objects, LOAD_LEASE_SECONDS)
-            for layer in layers.values():
+            for layer in layers:
                 self._adopt(layer)
-            parts.layers.ensure(list(layers.values()), None, self._reporter)
+            parts.layers.ensure(layers, None, self._reporter)
             return [self._store(image, n) for n, image in enumerate(images)]
         finally:
+            for n in range(len(images)):
+                parts.db.release(self._holder_of(n))
             parts.db.release(self._holder)
             parts.settle()
+
+    def _holder_of(self, number: int) -> str:
+        """Of the lease until that image is stored: it ends then."""
+        return f"{self._holder}:{number}"
 
     def _adopt(self, layer: LayerRow) -> None:
         """Make a file of the archive a blob, unless the blob or all of the layer is there."""
@@ -125,7 +131,7 @@ class _Load:
     def _store(self, image: _FoundNamed, number: int) -> Loaded:
         parts = self._parts
         before = {name: parts.db.tag_target(name) for name in image.names}
-        holder = f"{self._holder}:{number}"
+        holder = self._holder_of(number)
         tag = image.names[0] if image.names else None
         take(parts, image.found, None, tag, None, self._reporter, holder=holder)
         for name in image.names[1:]:

@@ -195,7 +195,10 @@ class TarReader:
             if not self._buffer:
                 return b""
             if len(self._buffer) < BLOCK:
-                raise self._truncated()
+                if self._name:
+                    raise self._truncated()
+                size = len(self._buffer)
+                raise LayerError(f"{self._what} is not a tar archive: it has {size} bytes only")
         self._pos = end
         return self._buffer[pos:end]
 

@@ -1,0 +1,42 @@
+"""A command group whose commands are imported when they are run: a command pays for itself only."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+
+class LazyGroup(click.Group):
+    """Attributes are keyword arguments, also of `click.group(cls=LazyGroup, …)`.
+
+    Args:
+        modules: command to `module`, where it is called `COMMAND_command`, or `module:attribute`.
+        summaries: command to its line in the group's help.
+    """
+
+    def __init__(
+        self, *args: Any, modules: Mapping[str, str], summaries: Mapping[str, str], **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._modules = modules
+        self._summaries = summaries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = self._modules.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(
+            importlib.import_module(module), attribute or f"{cmd_name}_command"
+        )
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._summaries[name]) for name in sorted(self._modules)])
