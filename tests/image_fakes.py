@@ -140,7 +140,7 @@ class FakeRegistry:
     `requests` has (method, path) of every request, `headers` their headers. What is uploaded goes
     to `blobs` and `manifests`; `owned[repository]`, when it is there, are the blobs of a repository
     (else each has them all); `uploads` are unfinished ones. `refuses` are media types of manifests
-    that are not taken.
+    that are not taken. `tunnels` has what was asked of it as a proxy.
     """
 
     def __init__(self) -> None:
@@ -149,6 +149,7 @@ class FakeRegistry:
         self.faults: list[tuple[re.Pattern[str], Answer]] = []
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
+        self.tunnels: list[tuple[str, str]] = []
         self.owned: dict[str, set[str]] = {}
         self.uploads: dict[str, bytearray] = {}
         self.refuses: set[str] = set()
@@ -247,6 +248,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.fake.authorize is not None and self.fake.authorize(self):
             return
         self._registry()
+
+    def do_CONNECT(self) -> None:
+        """As a proxy that lets nobody through."""
+        self.fake.tunnels.append((self.command, self.path))
+        self.send_error(403)
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
 

@@ -54,7 +54,10 @@ class Reach:
         """The base URL. The first call may ask the registry."""
         with self._lock:
             if self._base is None:
-                self._base = self._probe()
+                base, certain = self._probe()
+                if not certain:
+                    return base
+                self._base = base
             return self._base
 
     def follow(self, base: Base, url: str, location: str) -> str:
@@ -86,24 +89,34 @@ class Reach:
         host = urllib.parse.urlsplit(f"//{netloc}").hostname or ""
         return is_loopback(host) or netloc in self._insecure or host in self._insecure
 
-    def _probe(self) -> Base:
+    def _probe(self) -> tuple[Base, bool]:
+        """The base, and whether that is certain: nothing is when nobody listens."""
         secure = Base(f"https://{self._host}", verify=True)
         if not self._may_be_plain(self._host) or self._transport.trust.authorities(self._host):
-            return secure
+            return secure, True
         host = urllib.parse.urlsplit(f"//{self._host}").hostname or ""
         plain = Base(f"http://{self._host}", verify=True)
         unverified = Base(f"https://{self._host}", verify=False)
         # Loopback cannot be overheard and is mostly plain; elsewhere encryption is tried first.
-        order = [plain, unverified] if is_loopback(host) else [unverified, plain]
+        first, second = (plain, unverified) if is_loopback(host) else (unverified, plain)
         try:
-            response = self._transport.request("GET", f"{order[0].url}/v2/", {}, verify=False)
+            status = self._ask(first)
         except urllib3.exceptions.NewConnectionError:
-            return order[0]
+            try:  # without a port in the name the two have different ones, and perhaps proxies
+                self._ask(second)
+            except (urllib3.exceptions.HTTPError, OSError):
+                return first, False
+            return second, True
         except (urllib3.exceptions.HTTPError, OSError):
-            return order[1]
-        response.close()
+            return second, True
         # A TLS server answers a plain request with 400 (Go, nginx).
-        return order[1] if order[0] is plain and response.status == 400 else order[0]
+        return (second if first is plain and status == 400 else first), True
+
+    def _ask(self, base: Base) -> int:
+        """The status of an answer."""
+        response = self._transport.request("GET", f"{base.url}/v2/", {}, verify=False)
+        response.close()
+        return response.status
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
