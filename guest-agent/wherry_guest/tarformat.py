@@ -115,8 +115,8 @@ def _ustar(
         b"%011o" % mtime,
     )
     rest = (kind, link, _MAGIC, b"", b"", b"%07o" % device[0], b"%07o" % device[1], prefix)
-    blank = _HEADER.pack(*fields, _NO_CHECKSUM, *rest)
-    return b"%s%06o\0 %s" % (blank[:148], sum(blank), blank[156:])
+    total = sum(b"".join((*fields, _NO_CHECKSUM, *rest)))  # what is filled up counts nothing
+    return _HEADER.pack(*fields, b"%06o\0 " % total, *rest)
 
 
 def _split(name: bytes) -> tuple[bytes, bytes] | None:

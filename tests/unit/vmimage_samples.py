@@ -62,13 +62,18 @@ def ar(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def deb(
-    files: Mapping[str, bytes | str], compression: str = ".xz", order: Iterable[str] | None = None
+    files: Mapping[str, bytes | str],
+    compression: str = ".xz",
+    order: Iterable[str] | None = None,
+    control: Mapping[str, bytes | str] | None = None,
 ) -> bytes:
+    """A package; without `control` (path to contents) its control archive is none."""
     data = _COMPRESS[compression](tar(files, order))
+    about = b"odd" if control is None else lzma.compress(tar(control))
     return ar(
         [
             ("debian-binary", b"2.0\n"),
-            ("control.tar.xz", b"odd"),
+            ("control.tar.xz", about),
             (f"data.tar{compression}", data),
         ]
     )
