@@ -108,12 +108,8 @@ def wherry(ctx: click.Context, machine: str | None) -> None:
     ctx.obj = App(machine)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The entry point: never returns; the process's exit code is the command's."""
-    sys.exit(_run(argv))
-
-
-def _run(argv: list[str] | None) -> int:
+def run(argv: list[str]) -> int:
+    """Carry out a command line (without the program's name); the exit code. Prints its errors."""
     try:
         result: Any = wherry.main(args=argv, prog_name="wherry", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -136,6 +132,10 @@ def _run(argv: list[str] | None) -> int:
         # The reader of our output is gone (`wherry logs … | head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # What is the machine's or the registry's comes as a WherryError: this is our own output.
+        print(f"wherry: {error.strerror or error}", file=sys.stderr)
+        return 1
     return result if isinstance(result, int) else 0
 
 
