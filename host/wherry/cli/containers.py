@@ -155,7 +155,7 @@ def _moment(text: str) -> str:
     return f"{time.time() - ago:.9f}"
 
 
-def _each(names: tuple[str, ...], action: Callable[[str], object]) -> None:
+def each(names: tuple[str, ...], action: Callable[[str], object]) -> None:
     """Apply `action` to each name and print it; go on after errors, raise the last at the end."""
     failed: WherryError | None = None
     for name in names:
@@ -178,7 +178,7 @@ def _each(names: tuple[str, ...], action: Callable[[str], object]) -> None:
 def stop_command(app: App, timeout: int | None, signal: str, containers: tuple[str, ...]) -> None:
     """Stop containers: their stop signal, then SIGKILL after a while."""
     query = {"t": timeout, "signal": signal_name(signal) if signal else None}
-    _each(
+    each(
         containers,
         lambda name: app.client.request("POST", f"/containers/{name}/stop", query=query),
     )
@@ -190,7 +190,7 @@ def stop_command(app: App, timeout: int | None, signal: str, containers: tuple[s
 @pass_app
 def restart_command(app: App, timeout: int | None, containers: tuple[str, ...]) -> None:
     """Stop and start containers."""
-    _each(
+    each(
         containers,
         lambda name: app.client.request(
             "POST", f"/containers/{name}/restart", query={"t": timeout}
@@ -205,7 +205,7 @@ def restart_command(app: App, timeout: int | None, containers: tuple[str, ...]) 
 def kill_command(app: App, signal: str, containers: tuple[str, ...]) -> None:
     """Send a signal to containers."""
     query = {"signal": signal_name(signal)}
-    _each(
+    each(
         containers,
         lambda name: app.client.request("POST", f"/containers/{name}/kill", query=query),
     )
@@ -219,7 +219,7 @@ def kill_command(app: App, signal: str, containers: tuple[str, ...]) -> None:
 def rm_command(app: App, force: bool, volumes: bool, containers: tuple[str, ...]) -> None:
     """Remove containers."""
     query = {"force": force, "v": volumes}
-    _each(containers, lambda name: app.client.request("DELETE", f"/containers/{name}", query=query))
+    each(containers, lambda name: app.client.request("DELETE", f"/containers/{name}", query=query))
 
 
 @click.command("rename")

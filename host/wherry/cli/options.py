@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from wherry.cli import isolation, mounts
+from wherry.cli.isolation import IsolationFlags
+from wherry.cli.mounts import MountFlags
 from wherry.errors import InvalidInput
 from wherry.units import parse_size
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,14 @@ class ContainerOptions:
     platform: str | None = None
     pull: str = "missing"
     quiet: bool = False
+    mounts: MountFlags = field(default_factory=MountFlags)
+    isolation: IsolationFlags = field(default_factory=IsolationFlags)
+
+    @classmethod
+    def read(cls, flags: dict[str, Any]) -> ContainerOptions:
+        """Of a command's keyword arguments: flags of a kind are kept together."""
+        mounts, isolation = _taken(MountFlags, flags), _taken(IsolationFlags, flags)
+        return cls(**flags, mounts=mounts, isolation=isolation)
 
     def body(self, *, attach: bool) -> dict[str, Any]:
         """The body of `POST /containers/create`. Raises InvalidInput for a value that is none."""
@@ -74,7 +86,13 @@ class ContainerOptions:
             "AttachStderr": attach,
             "StopSignal": self.stop_signal or "",
             "StopTimeout": self.stop_timeout,
-            "HostConfig": self._host_config(),
+            **self.mounts.config(),
+            **self.isolation.config(),
+            "HostConfig": {
+                **self._host_config(),
+                **self.mounts.host_config(),
+                **self.isolation.host_config(),
+            },
         }
 
     def _host_config(self) -> dict[str, Any]:
@@ -117,7 +135,7 @@ def container_options(function: _F) -> _F:
         click.option("--cpuset-cpus", metavar="LIST", help="CPUs to run on, as in 0-1."),
         click.option("--pids-limit", type=int, help="Number of processes; -1: no limit."),
         click.option("--shm-size", metavar="SIZE", help="Size of /dev/shm."),
-        click.option("--network", "--net", metavar="MODE", help="none (the default) or host."),
+        click.option("--network", "--net", metavar="MODE", help="none (the default), host, …"),
         click.option("--read-only", is_flag=True, help="Mount the root file system read-only."),
         click.option("--privileged", is_flag=True, help="All capabilities and devices."),
         click.option("--cap-add", multiple=True, metavar="CAP", help="Add a capability."),
@@ -133,10 +151,18 @@ def container_options(function: _F) -> _F:
             help="When to fetch the image.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="No progress of fetching."),
+        *mounts.FLAGS,
+        *isolation.FLAGS,
     ]
     for flag in reversed(flags):
         function = flag(function)
     return function
+
+
+def _taken(kind: type[_T], flags: dict[str, Any]) -> _T:
+    """The flags of one kind, out of all of them."""
+    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    return kind(**{name: flags.pop(name) for name in names})
 
 
 def process_environment(values: Sequence[str], files: Sequence[str] = ()) -> list[str]:

@@ -33,7 +33,7 @@ def run_command(
 ) -> int | None:
     """Create a container from IMAGE and run COMMAND in it."""
     try:
-        return _run(app, detach, detach_keys, sig_proxy, ContainerOptions(**flags))
+        return _run(app, detach, detach_keys, sig_proxy, ContainerOptions.read(flags))
     except WherryError as error:
         if error.exit_code == 1:  # as Docker: a fault of ours must not look like the command's
             error.exit_code = _ENGINE_FAILED
@@ -84,7 +84,7 @@ def _foreground(
 @pass_app
 def create_command(app: App, **flags: Any) -> None:
     """Create a container from IMAGE without starting it; print its id."""
-    click.echo(_create(app, ContainerOptions(**flags), attach=True))
+    click.echo(_create(app, ContainerOptions.read(flags), attach=True))
 
 
 def _create(app: App, options: ContainerOptions, *, attach: bool) -> str:

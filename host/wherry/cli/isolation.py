@@ -1,0 +1,123 @@
+"""The flags of `run` and `create` about what a container sees of the machine: devices, limits of
+processes, kernel parameters, namespaces, names and name servers. Pure: text in, HostConfig out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from wherry.errors import InvalidInput
+
+_PERMISSIONS = re.compile(r"[rwm]{1,3}")
+
+FLAGS = [
+    click.option("--device", multiple=True, metavar="PATH[:PATH][:rwm]", help="Add a device."),
+    click.option("--device-cgroup-rule", multiple=True, metavar="RULE", help="As in 'c 42:* rmw'."),
+    click.option("--sysctl", multiple=True, metavar="K=V", help="Set a kernel parameter."),
+    click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Limit a process."),
+    click.option("--group-add", multiple=True, metavar="GROUP", help="Join one more group."),
+    click.option("--oom-score-adj", type=int, default=0, help="-1000 (kill it last) to 1000."),
+    click.option("--init", is_flag=True, help="Run a process that forwards signals and reaps."),
+    click.option("--ipc", metavar="MODE", help="private, shareable, host, none, container:NAME."),
+    click.option("--pid", metavar="MODE", help="host, or container:NAME."),
+    click.option("--uts", metavar="MODE", help="host."),
+    click.option("--cgroupns", metavar="MODE", help="private (the default) or host."),
+    click.option("--domainname", help="The container's domain name."),
+    click.option("--dns", multiple=True, metavar="IP", help="A name server."),
+    click.option("--dns-search", multiple=True, metavar="DOMAIN", help="A search domain."),
+    click.option("--dns-opt", "--dns-option", multiple=True, help="An option of resolv.conf."),
+    click.option("--add-host", multiple=True, metavar="NAME:IP", help="A line of /etc/hosts."),
+    click.option("--security-opt", multiple=True, metavar="OPT", help="no-new-privileges, …"),
+    click.option("--annotation", multiple=True, metavar="K=V", help="An annotation of the spec."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationFlags:
+    """The flags as they were given."""
+
+    device: tuple[str, ...] = ()
+    device_cgroup_rule: tuple[str, ...] = ()
+    sysctl: tuple[str, ...] = ()
+    ulimit: tuple[str, ...] = ()
+    group_add: tuple[str, ...] = ()
+    oom_score_adj: int = 0
+    init: bool = False
+    ipc: str | None = None
+    pid: str | None = None
+    uts: str | None = None
+    cgroupns: str | None = None
+    domainname: str | None = None
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_opt: tuple[str, ...] = ()
+    add_host: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    annotation: tuple[str, ...] = ()
+
+    def config(self) -> dict[str, Any]:
+        return {"Domainname": self.domainname or ""}
+
+    def host_config(self) -> dict[str, Any]:
+        """Raises InvalidInput for what cannot be read."""
+        return {
+            "Devices": [parse_device(text) for text in self.device],
+            "DeviceCgroupRules": list(self.device_cgroup_rule) or None,
+            "Sysctls": _pairs(self.sysctl) or None,
+            "Ulimits": [parse_ulimit(text) for text in self.ulimit] or None,
+            "GroupAdd": list(self.group_add) or None,
+            "OomScoreAdj": self.oom_score_adj,
+            "Init": True if self.init else None,
+            "IpcMode": self.ipc or "",
+            "PidMode": self.pid or "",
+            "UTSMode": self.uts or "",
+            "CgroupnsMode": self.cgroupns or "",
+            "Dns": list(self.dns),
+            "DnsSearch": list(self.dns_search),
+            "DnsOptions": list(self.dns_opt),
+            "ExtraHosts": [parse_host(text) for text in self.add_host] or None,
+            "SecurityOpt": list(self.security_opt) or None,
+            "Annotations": _pairs(self.annotation) or None,
+        }
+
+
+def parse_device(text: str) -> dict[str, str]:
+    """`/dev/x`, `/dev/x:/dev/y`, `/dev/x:rw` or `/dev/x:/dev/y:rw`. Raises InvalidInput."""
+    source, *rest = text.split(":")
+    permissions = rest.pop() if rest and _PERMISSIONS.fullmatch(rest[-1]) else "rwm"
+    if not source.startswith("/") or len(rest) > 1 or (rest and not rest[0].startswith("/")):
+        raise InvalidInput(f"invalid device specification: {text}", hint="as in /dev/fuse:rw")
+    return {
+        "PathOnHost": source,
+        "PathInContainer": rest[0] if rest else source,
+        "CgroupPermissions": permissions,
+    }
+
+
+def parse_ulimit(text: str) -> dict[str, Any]:
+    """`nofile=1024:2048`; one number is both; -1 is no limit. Raises InvalidInput."""
+    name, equals, value = text.partition("=")
+    try:
+        numbers = [int(part) for part in value.split(":")]
+    except ValueError:
+        numbers = []
+    if not (name and equals and 1 <= len(numbers) <= 2):
+        raise InvalidInput(f"invalid ulimit argument: {text}", hint="as in nofile=1024:2048")
+    return {"Name": name, "Soft": numbers[0], "Hard": numbers[-1]}
+
+
+def parse_host(text: str) -> str:
+    """`NAME:IP` or `NAME=IP`, as the API wants it: with a colon. Raises InvalidInput."""
+    name, separator, address = text.partition("=") if "=" in text else text.partition(":")
+    if not (name and separator and address):
+        raise InvalidInput(f'bad format for add-host: "{text}"', hint="as in db:192.0.2.1")
+    return f"{name}:{address.removeprefix('[').removesuffix(']')}"
+
+
+def _pairs(entries: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (entry.partition("=") for entry in entries)}
