@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from wherry import __version__
 from wherry.cli.app import App
+from wherry.cli.lazy import LazyGroup
 from wherry.errors import WherryError
 
 _COMMANDS = {
@@ -21,10 +21,13 @@ _COMMANDS = {
     "exec": "wherry.cli.run",
     "export": "wherry.cli.snapshots",
     "history": "wherry.cli.images",
+    "image": "wherry.cli.image",
     "images": "wherry.cli.images",
+    "import": "wherry.cli.archives",
     "info": "wherry.cli.system",
     "inspect": "wherry.cli.containers",
     "kill": "wherry.cli.containers",
+    "load": "wherry.cli.archives",
     "login": "wherry.cli.logins",
     "logout": "wherry.cli.logins",
     "logs": "wherry.cli.containers",
@@ -38,8 +41,10 @@ _COMMANDS = {
     "rm": "wherry.cli.containers",
     "rmi": "wherry.cli.images",
     "run": "wherry.cli.run",
+    "save": "wherry.cli.archives",
     "start": "wherry.cli.run",
     "stop": "wherry.cli.containers",
+    "system": "wherry.cli.usage",
     "tag": "wherry.cli.images",
     "version": "wherry.cli.system",
     "volume": "wherry.cli.volume",
@@ -55,10 +60,13 @@ _SUMMARIES = {
     "exec": "Run a command in a running container",
     "export": "Write a container's files as a tar",
     "history": "Show the layers of an image",
+    "image": "Manage images",
     "images": "List images",
+    "import": "Make an image of the tar of a root file system",
     "info": "Show facts about the engine and the machine",
     "inspect": "Show everything about containers or images, as JSON",
     "kill": "Send a signal to containers",
+    "load": "Load the images of an archive",
     "login": "Log in to a registry",
     "logout": "Forget the login of a registry",
     "logs": "Show a container's output",
@@ -72,8 +80,10 @@ _SUMMARIES = {
     "rm": "Remove containers",
     "rmi": "Remove images",
     "run": "Create a container from an image and run a command in it",
+    "save": "Write images to an archive",
     "start": "Start containers that exist",
     "stop": "Stop containers",
+    "system": "Show what takes disk space, and free it",
     "tag": "Give an image another name",
     "version": "Show the versions of client and engine",
     "volume": "Manage volumes",
@@ -84,23 +94,12 @@ USAGE_ERROR = 125
 """Docker's exit code for a wrong flag."""
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, _SUMMARIES[name]) for name in sorted(_COMMANDS)])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    modules=_COMMANDS,
+    summaries=_SUMMARIES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--machine", "-M", metavar="NAME", help="The machine to talk to.")
 @click.version_option(__version__, "--version", "-v", message="Wherry version %(version)s")
 @click.pass_context
@@ -109,12 +108,8 @@ def wherry(ctx: click.Context, machine: str | None) -> None:
     ctx.obj = App(machine)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The entry point: never returns; the process's exit code is the command's."""
-    sys.exit(_run(argv))
-
-
-def _run(argv: list[str] | None) -> int:
+def run(argv: list[str]) -> int:
+    """Carry out a command line (without the program's name); the exit code. Prints its errors."""
     try:
         result: Any = wherry.main(args=argv, prog_name="wherry", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -137,6 +132,10 @@ def _run(argv: list[str] | None) -> int:
         # The reader of our output is gone (`wherry logs … | head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # What is the machine's or the registry's comes as a WherryError: this is our own output.
+        print(f"wherry: {error.strerror or error}", file=sys.stderr)
+        return 1
     return result if isinstance(result, int) else 0
 
 
