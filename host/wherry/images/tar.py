@@ -198,7 +198,7 @@ class TarReader:
                 if self._name:
                     raise self._truncated()
                 size = len(self._buffer)
-                raise LayerError(f"{self._what} is not a tar archive: it has {size} bytes only")
+                raise LayerError(f"{self._what} is cut short, or no tar: it has {size} bytes")
         self._pos = end
         return self._buffer[pos:end]
 
@@ -256,11 +256,14 @@ class TarReader:
         others = header[:at] + b" " * 8 + header[at + 8 :]
         # Old Sun tars added signed characters.
         if sum(byte - 256 if byte > 127 else byte for byte in others) != stored:
-            where = f"after {shown(self._name)}" if self._name else "at its start"
-            raise LayerError(
-                f"{self._what} is not a tar archive: bad header checksum {where}",
-                hint=f"{self._what} is damaged, or compressed otherwise than with gzip or zstd",
-            )
+            raise self._no_tar()
+
+    def _no_tar(self) -> LayerError:
+        where = f"after {shown(self._name)}" if self._name else "at its start"
+        return LayerError(
+            f"{self._what} is not a tar archive: bad header checksum {where}",
+            hint=f"{self._what} is damaged, or compressed otherwise than with gzip or zstd",
+        )
 
     def _number(self, field: bytes, what: bytes) -> int:
         """An octal or base-256 number of a header; empty is 0."""
@@ -281,6 +284,8 @@ class TarReader:
             if not digits:
                 value = 0
             elif value < 0:
+                if what == b"checksum":
+                    raise self._no_tar()
                 name = f"of the entry after {shown(self._name)}" if self._name else "of an entry"
                 raise LayerError(f"the {what.decode()} {name} is not a number: {field!r}")
         if len(self._numbers) >= _NUMBER_CACHE:
