@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -109,7 +110,9 @@ def _find(app: App, name: str, kind: str | None) -> Any:
         if kind not in (None, noun):
             continue
         try:
-            return app.client.request("GET", f"/{noun}s/{name}/json").json()
+            # A container's name is one segment of the path: `a/b` is none, and not a page either.
+            target = quote(name, safe="") if noun == "container" else name
+            return app.client.request("GET", f"/{noun}s/{target}/json").json()
         except EngineError as error:
             if error.http_status != 404:
                 raise
