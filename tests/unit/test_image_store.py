@@ -388,7 +388,7 @@ TAR = tar_of({"a": bytes(range(256)) * 100})
         (gz(TAR) + b"garbage", "something follows"),
         (zstd.compress(TAR)[:-1], "ends too early"),
         (gz(tar_of({"other": b""})), "unpacks to sha256"),
-        (gz(b"no tar" * 1000), "entry"),
+        (gz(b"no tar" * 1000), "not a tar archive"),
         (gz(TAR[:-20_000]), "layer"),
     ],
     ids=["short gzip", "trailing garbage", "short zstd", "other content", "no tar", "short tar"],
