@@ -49,6 +49,15 @@ def human_size(count: float) -> str:
     return f"{_three_digits(count)}TB"
 
 
+def binary_size(count: float) -> str:
+    """Binary units with up to four digits, as Docker's stats: 284KiB, 967.7MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g}{unit}"
+        count /= 1024
+    return f"{count:.4g}TiB"
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size as Docker's flags take it: a number and b, k, m, g or t (powers of 1024).
 

@@ -1,85 +1,23 @@
-"""ps, inspect, logs, stop, kill, restart, rm, rename, wait."""
+"""inspect, logs, stop, kill, restart, rm, rename, wait."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import click
 
 from wherry.cli.app import App, pass_app
-from wherry.cli.output import demultiplex, print_objects, print_rows, signal_name, write_all
+from wherry.cli.output import demultiplex, print_objects, signal_name, write_all
 from wherry.client import EngineError
 from wherry.errors import InvalidInput, NotFound, WherryError
-from wherry.units import human_duration
 
-_COLUMNS = {
-    "ID": "CONTAINER ID",
-    "Image": "IMAGE",
-    "Command": "COMMAND",
-    "CreatedAt": "CREATED",
-    "Status": "STATUS",
-    "Ports": "PORTS",
-    "Names": "NAMES",
-}
-_SHORT_ID = 12
-_COMMAND_WIDTH = 20
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-@click.command("ps")
-@click.option("-a", "--all", "show_all", is_flag=True, help="Stopped containers too.")
-@click.option("-q", "--quiet", is_flag=True, help="Only ids.")
-@click.option("-n", "--last", type=int, default=-1, help="The N newest, in any state.")
-@click.option("-l", "--latest", is_flag=True, help="The newest, in any state.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="K=V", help="Only these.")
-@click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
-@click.option("--format", "format_", metavar="FORMAT", help="table, json, or a Go template.")
-@pass_app
-def ps_command(
-    app: App,
-    show_all: bool,
-    quiet: bool,
-    last: int,
-    latest: bool,
-    filters: tuple[str, ...],
-    no_trunc: bool,
-    format_: str | None,
-) -> None:
-    """List containers."""
-    limit = 1 if latest else last
-    query: dict[str, object] = {"all": show_all or limit > 0, "filters": parse_filters(filters)}
-    if limit > 0:
-        query["limit"] = limit
-    found = app.client.request("GET", "/containers/json", query=query).json()
-    rows = [_row(item, no_trunc) for item in found]
-    print_rows(rows, _COLUMNS, format=format_, quiet="ID" if quiet else None)
-
-
-def _row(item: Mapping[str, Any], no_trunc: bool) -> dict[str, Any]:
-    command = item["Command"]
-    if not no_trunc and len(command) > _COMMAND_WIDTH:
-        command = command[: _COMMAND_WIDTH - 1] + "…"
-    image_id = item["ImageID"].removeprefix("sha256:")
-    return {
-        "ID": item["Id"] if no_trunc else item["Id"][:_SHORT_ID],
-        "Image": item["Image"],
-        "ImageID": image_id if no_trunc else image_id[:_SHORT_ID],
-        "Command": f'"{command}"',
-        "CreatedAt": f"{human_duration(time.time() - item['Created'])} ago",
-        "RunningFor": f"{human_duration(time.time() - item['Created'])} ago",
-        "State": item["State"],
-        "Status": item["Status"],
-        "Ports": "",
-        "Names": ",".join(name.removeprefix("/") for name in item["Names"]),
-        "Labels": ",".join(f"{key}={value}" for key, value in sorted(item["Labels"].items())),
-        "Networks": ",".join(item["NetworkSettings"]["Networks"]),
-    }
 
 
 def parse_filters(filters: tuple[str, ...]) -> dict[str, list[str]]:
@@ -138,8 +76,8 @@ def logs_command(
         "follow": follow,
         "timestamps": timestamps,
         "tail": tail,
-        "since": _moment(since),
-        "until": _moment(until),
+        "since": moment(since),
+        "until": moment(until),
     }
     chunks = app.client.stream("GET", f"/containers/{facts['Id']}/logs", query=query)
     if facts["Config"]["Tty"]:
@@ -149,7 +87,7 @@ def logs_command(
         demultiplex(chunks)
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """A duration before now as Unix seconds; anything else is left to the engine."""
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:

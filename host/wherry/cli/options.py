@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import click
 
-from wherry.cli import isolation, mounts
+from wherry.cli import isolation, mounts, policies
 from wherry.cli.isolation import IsolationFlags
 from wherry.cli.mounts import MountFlags
+from wherry.cli.policies import PolicyFlags
 from wherry.errors import InvalidInput
 from wherry.units import parse_size
 
@@ -58,15 +59,19 @@ class ContainerOptions:
     quiet: bool = False
     mounts: MountFlags = field(default_factory=MountFlags)
     isolation: IsolationFlags = field(default_factory=IsolationFlags)
+    policies: PolicyFlags = field(default_factory=PolicyFlags)
 
     @classmethod
     def read(cls, flags: dict[str, Any]) -> ContainerOptions:
         """Of a command's keyword arguments: flags of a kind are kept together."""
         mounts, isolation = _taken(MountFlags, flags), _taken(IsolationFlags, flags)
-        return cls(**flags, mounts=mounts, isolation=isolation)
+        policies = _taken(PolicyFlags, flags)
+        return cls(**flags, mounts=mounts, isolation=isolation, policies=policies)
 
     def body(self, *, attach: bool) -> dict[str, Any]:
         """The body of `POST /containers/create`. Raises InvalidInput for a value that is none."""
+        if self.rm and self.policies.restart != "no":
+            raise InvalidInput("conflicting options: cannot specify both --restart and --rm")
         return {
             "Image": self.image,
             "Cmd": list(self.command) or None,
@@ -88,10 +93,12 @@ class ContainerOptions:
             "StopTimeout": self.stop_timeout,
             **self.mounts.config(),
             **self.isolation.config(),
+            **self.policies.config(),
             "HostConfig": {
                 **self._host_config(),
                 **self.mounts.host_config(),
                 **self.isolation.host_config(),
+                **self.policies.host_config(),
             },
         }
 
@@ -102,7 +109,7 @@ class ContainerOptions:
             "NetworkMode": self.network or "default",
             "Memory": memory,
             "MemorySwap": _memory_swap(self.memory_swap),
-            "NanoCpus": _nano_cpus(self.cpus),
+            "NanoCpus": nano_cpus(self.cpus),
             "CpuShares": self.cpu_shares,
             "CpusetCpus": self.cpuset_cpus or "",
             "PidsLimit": self.pids_limit,
@@ -153,6 +160,7 @@ def container_options(function: _F) -> _F:
         click.option("-q", "--quiet", is_flag=True, help="No progress of fetching."),
         *mounts.FLAGS,
         *isolation.FLAGS,
+        *policies.FLAGS,
     ]
     for flag in reversed(flags):
         function = flag(function)
@@ -199,7 +207,8 @@ def _memory_swap(text: str | None) -> int:
     return -1 if text == "-1" else parse_size(text)
 
 
-def _nano_cpus(text: str | None) -> int:
+def nano_cpus(text: str | None) -> int:
+    """`--cpus` in billionths of a CPU. Raises InvalidInput."""
     if not text:
         return 0
     try:

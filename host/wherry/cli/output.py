@@ -38,7 +38,7 @@ def print_rows(
         for row in rows:
             click.echo(json.dumps(dict(row)))
     elif format is None or format == "table":
-        _print_table(
+        print_table(
             list(columns.values()), [[str(row[field]) for field in columns] for row in rows]
         )
     elif format.startswith("table "):
@@ -94,10 +94,11 @@ def signal_name(text: str) -> str:
 def _print_template_table(rows: Sequence[Row], columns: Mapping[str, str], text: str) -> None:
     headings = [columns.get(name, name.upper()) for name in template.fields(text)]
     cells = [template.render(text, dict(row)).split("\t") for row in rows]
-    _print_table(headings, cells)
+    print_table(headings, cells)
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their longest cell."""
     lines = [list(headings), *map(list, rows)]
     widths = [
         max(len(line[index]) for line in lines if index < len(line))
