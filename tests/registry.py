@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from needs import require
+from token_server import ISSUER, SERVICE, Authority, TokenServer
 
 START_SECONDS = 20.0
 COPY_SECONDS = 120.0
@@ -28,7 +30,13 @@ log: {{level: info, formatter: json, accesslog: {{disabled: true}}}}
 storage:
   filesystem: {{rootdirectory: {root}}}
   delete: {{enabled: true}}
-http: {{addr: "127.0.0.1:{port}"}}
+http:
+  addr: "127.0.0.1:{port}"
+{more}"""
+_TLS = """  tls: {{certificate: {certificate}, key: {key}}}
+"""
+_TOKENS = """auth:
+  token: {{realm: "{realm}", service: {service}, issuer: {issuer}, rootcertbundle: {bundle}}}
 """
 _NOTHING: Mapping[str, Any] = {}
 _MACHINES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64"}
@@ -36,7 +44,7 @@ _MACHINES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True, slots=True)
 class RunningRegistry:
-    """A registry that serves plain HTTP on loopback. `host` is `127.0.0.1:port`."""
+    """A registry on loopback. `host` is `127.0.0.1:port`; pushes are for plain HTTP."""
 
     host: str
     log: Path
@@ -91,18 +99,31 @@ class RunningRegistry:
 
 
 @contextlib.contextmanager
-def running_registry(directory: Path) -> Iterator[RunningRegistry]:
-    """A registry that keeps everything in `directory` and ends with the block."""
+def running_registry(
+    directory: Path, *, tls: Authority | None = None, tokens: TokenServer | None = None
+) -> Iterator[RunningRegistry]:
+    """A registry that keeps everything in `directory` and ends with the block.
+
+    Args:
+        tls: speak HTTPS with the certificate of this CA.
+        tokens: want tokens of this service.
+    """
     program = require("docker-registry", "docker-registry")
     require("skopeo", "skopeo")
     port = _free_port()
     config = directory / "config.yml"
-    config.write_text(_CONFIG.format(root=directory / "data", port=port))
+    more = ""
+    if tls is not None:
+        more += _TLS.format(certificate=tls.certificate, key=tls.key_file)
+    if tokens is not None:
+        bundle = tokens.authority.ca_file
+        more += _TOKENS.format(realm=tokens.realm, service=SERVICE, issuer=ISSUER, bundle=bundle)
+    config.write_text(_CONFIG.format(root=directory / "data", port=port, more=more))
     log = directory / "registry.log"
     with log.open("wb") as output:
         process = subprocess.Popen([program, "serve", str(config)], stdout=output, stderr=output)
         try:
-            _wait_until_it_answers(port, process, log)
+            _wait_until_it_answers(port, process, log, tls)
             yield RunningRegistry(f"127.0.0.1:{port}", log)
         finally:
             process.terminate()
@@ -178,13 +199,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_it_answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_it_answers(
+    port: int, process: subprocess.Popen[bytes], log: Path, tls: Authority | None
+) -> None:
+    trusting = ssl.create_default_context(cafile=tls.ca_file) if tls else None
     deadline = time.monotonic() + START_SECONDS
     while True:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        if trusting is not None:
+            connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=1, context=trusting)
         try:
             connection.request("GET", "/v2/")
-            if connection.getresponse().status == 200:
+            if connection.getresponse().status in (200, 401):
                 return
         except OSError:
             time.sleep(0.02)  # it has not bound its port yet, and tells nobody when it has

@@ -20,9 +20,13 @@ class _ErrorItem(msgspec.Struct, frozen=True):
 
 
 class _ErrorBody(msgspec.Struct, frozen=True):
-    """distribution-spec 1.1, error codes."""
+    """distribution-spec 1.1, error codes; and how token services say it (Docker Hub's, OAuth 2's:
+    RFC 6749 section 5.2)."""
 
     errors: list[_ErrorItem] = []
+    details: Any = None
+    error_description: Any = None
+    message: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,14 @@ def complaint(response: urllib3.BaseHTTPResponse) -> Complaint:
     """Read the answer's body."""
     body = read_limited(response, MAX_ERROR_BYTES) or b""
     try:
-        items = msgspec.json.decode(body, type=_ErrorBody).errors
+        said = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return Complaint(response.status, frozenset(), "")
-    words = [str(item.message or item.code) for item in items if item.message or item.code]
+    words = [str(it.message or it.code) for it in said.errors if it.message or it.code]
+    others = (said.details, said.error_description, said.message)
+    words = words or [text for text in others if isinstance(text, str)][:1]
     printable = "".join(sign if sign.isprintable() else " " for sign in "; ".join(words))
-    codes = frozenset(str(item.code) for item in items if item.code)
+    codes = frozenset(str(item.code) for item in said.errors if item.code)
     return Complaint(response.status, codes, printable[:200])
 
 
