@@ -128,8 +128,10 @@ class ErofsImage:
         if inode.layout == layout.FORMAT_CHUNKS:
             yield from self._chunks(inode)
             return
-        tail = inode.size % BLOCK_SIZE if inode.layout == layout.FORMAT_INLINE else 0
-        whole = inode.size - tail
+        whole = inode.size
+        if inode.size and inode.layout == layout.FORMAT_INLINE:  # its last block, also a full one
+            whole = (inode.size - 1) // BLOCK_SIZE * BLOCK_SIZE
+        tail = inode.size - whole
         if whole:
             if inode.address == NULL_ADDRESS:
                 raise self._error(f"inode {inode.nid} has no blocks")
