@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wherry_guest.core.syscalls import Kernel
 
 _IGNORED_BY_PYTHON: Final = ("SIGPIPE", "SIGXFSZ")
+_ENDING: Final = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
 _LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
 _MAX_MESSAGE: Final = 4000
 _MAX_ANSWER: Final = 4096
@@ -77,6 +78,8 @@ class Status:
             raise SetupError("nobody will start the container")
         self.send({"created": True})
         self._socket.close()
+        for name in _ENDING:  # PID 1 of a namespace is deaf to what it does not handle
+            signal.signal(getattr(signal, name), _end)
         listener = socket.socket(fileno=self._listener)
         self._socket, _ = listener.accept()
         listener.close()
@@ -159,3 +162,8 @@ def _take_stdio(kernel: Kernel, stdio: Sequence[int]) -> None:
 def _report(status: Status, step: str, number: int, exit_code: int, message: str) -> None:
     report = {"step": step, "errno": number, "exit_code": exit_code}
     status.send({**report, "message": message[:_MAX_MESSAGE]})
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    """A signal while the start is awaited; the exec puts every handler back."""
+    os._exit(128 + number)
