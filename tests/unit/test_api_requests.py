@@ -111,7 +111,6 @@ def test_the_whole_host_config_of_a_plain_docker_run_is_accepted() -> None:
     [
         ("PortBindings", {"80/tcp": [{"HostPort": "8080"}]}),
         ("NetworkMode", "mynet"),
-        ("MaskedPaths", []),
         ("MemorySwappiness", 60),
         ("SomethingNew", 1),
     ],

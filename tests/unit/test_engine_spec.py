@@ -58,6 +58,7 @@ def test_the_default_spec() -> None:
             kind: sorted(capabilities, key=ALL_CAPABILITIES.index)
             for kind in ("bounding", "effective", "permitted")
         },
+        "rlimits": [],
         "noNewPrivileges": False,
         "oomScoreAdj": 0,
     }
@@ -99,6 +100,11 @@ def test_disks_cannot_be_opened() -> None:
         ({}, {"Privileged": True, "ReadonlyRootfs": True, "NetworkMode": "host"}),
         ({}, {"CapAdd": ["ALL"], "CapDrop": ["NET_RAW"], "Tmpfs": {"/t": "size=1m"}}),
         ({}, {"ShmSize": 1 << 20, "PidsLimit": -1, "NetworkMode": "none"}),
+        ({"Domainname": "example.net"}, {"PidMode": "host", "CgroupnsMode": "host"}),
+        ({}, {"IpcMode": "none", "UTSMode": "host", "SecurityOpt": ["no-new-privileges"]}),
+        ({}, {"Ulimits": [{"Name": "core", "Soft": -1, "Hard": -1}], "OomScoreAdj": 500}),
+        ({}, {"Sysctls": {"net.core.somaxconn": "9"}, "GroupAdd": ["audio", "44"]}),
+        ({}, {"DeviceCgroupRules": ["c 42:* rm"], "Annotations": {"a": "b"}, "MaskedPaths": []}),
     ],
 )
 def test_the_guest_understands_every_spec(

@@ -35,9 +35,13 @@ def _only(*allowed: Any) -> Callable[[Any], bool]:
     return lambda value: not value or value in allowed
 
 
+def _network_mode(value: Any) -> bool:
+    return not value or value in ("default", "none", "host") or value.startswith("container:")
+
+
 CONFIG: Mapping[str, Rule] = {
     "Hostname": Rule("", _anything),
-    "Domainname": Rule("", _empty),
+    "Domainname": Rule("", _anything),
     "User": Rule("", _anything),
     "AttachStdin": Rule(False, _anything),
     "AttachStdout": Rule(False, _anything),
@@ -67,7 +71,7 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "Binds": Rule(None, _anything),
     "ContainerIDFile": Rule("", _anything),  # the client's own affair
     "LogConfig": Rule({"Type": "json-file", "Config": {}}, _anything),
-    "NetworkMode": Rule("default", _only("default", "none", "host")),
+    "NetworkMode": Rule("default", _network_mode),
     "PortBindings": Rule({}, _empty),
     "RestartPolicy": Rule({"Name": "no", "MaximumRetryCount": 0}, _anything),
     "AutoRemove": Rule(False, _anything),
@@ -76,27 +80,27 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "ConsoleSize": Rule([0, 0], _anything),
     "CapAdd": Rule(None, _anything),
     "CapDrop": Rule(None, _anything),
-    "CgroupnsMode": Rule("private", _only("private")),
-    "Dns": Rule([], _empty),
-    "DnsOptions": Rule([], _empty),
-    "DnsSearch": Rule([], _empty),
-    "ExtraHosts": Rule(None, _empty),
-    "GroupAdd": Rule(None, _empty),
-    "IpcMode": Rule("private", _only("private")),
+    "CgroupnsMode": Rule("private", _anything),
+    "Dns": Rule([], _anything),
+    "DnsOptions": Rule([], _anything),
+    "DnsSearch": Rule([], _anything),
+    "ExtraHosts": Rule(None, _anything),
+    "GroupAdd": Rule(None, _anything),
+    "IpcMode": Rule("private", _anything),
     "Cgroup": Rule("", _empty),
     "Links": Rule(None, _empty),
-    "OomScoreAdj": Rule(0, _empty),
-    "PidMode": Rule("", _empty),
+    "OomScoreAdj": Rule(0, _anything),
+    "PidMode": Rule("", _anything),
     "Privileged": Rule(False, _anything),
     "PublishAllPorts": Rule(False, _empty),
     "ReadonlyRootfs": Rule(False, _anything),
-    "SecurityOpt": Rule(None, _empty),
+    "SecurityOpt": Rule(None, _anything),
     "StorageOpt": Rule(None, _empty),
     "Tmpfs": Rule(None, _anything),
-    "UTSMode": Rule("", _empty),
+    "UTSMode": Rule("", _anything),
     "UsernsMode": Rule("", _empty),
     "ShmSize": Rule(64 * 1024 * 1024, _anything),
-    "Sysctls": Rule(None, _empty),
+    "Sysctls": Rule(None, _anything),
     "Runtime": Rule("wherry", _only("wherry", "runc")),
     "Isolation": Rule("", _only("default")),
     "CpuShares": Rule(0, _anything),
@@ -115,8 +119,8 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "CpuRealtimeRuntime": Rule(0, _empty),
     "CpusetCpus": Rule("", _anything),
     "CpusetMems": Rule("", _anything),
-    "Devices": Rule([], _empty),
-    "DeviceCgroupRules": Rule(None, _empty),
+    "Devices": Rule([], _anything),
+    "DeviceCgroupRules": Rule(None, _anything),
     "DeviceRequests": Rule(None, _empty),
     "KernelMemory": Rule(0, _empty),
     "KernelMemoryTCP": Rule(0, _empty),
@@ -124,17 +128,17 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "MemorySwap": Rule(0, _anything),
     "MemorySwappiness": Rule(None, _only(-1)),
     "OomKillDisable": Rule(None, _empty),
-    "Init": Rule(None, _empty),
+    "Init": Rule(None, _anything),
     "PidsLimit": Rule(None, _anything),
-    "Ulimits": Rule(None, _empty),
+    "Ulimits": Rule(None, _anything),
     "CpuCount": Rule(0, _empty),
     "CpuPercent": Rule(0, _empty),
     "IOMaximumIOps": Rule(0, _empty),
     "IOMaximumBandwidth": Rule(0, _empty),
     "Mounts": Rule(None, _anything),
-    "MaskedPaths": Rule(None, lambda value: value is None),
-    "ReadonlyPaths": Rule(None, lambda value: value is None),
-    "Annotations": Rule(None, _empty),
+    "MaskedPaths": Rule(None, _anything),
+    "ReadonlyPaths": Rule(None, _anything),
+    "Annotations": Rule(None, _anything),
 }
 
 _UPDATED = (
@@ -166,11 +170,17 @@ EXEC: Mapping[str, Rule] = {
 
 _LISTS_OF_TEXT = (
     "Env", "Cmd", "Entrypoint", "CapAdd", "CapDrop", "Binds", "VolumesFrom",
+    "Dns", "DnsOptions", "DnsSearch", "ExtraHosts", "GroupAdd", "SecurityOpt", "DeviceCgroupRules",
+    "MaskedPaths", "ReadonlyPaths",
 )  # fmt: skip
-_OBJECTS = ("Labels", "Volumes", "Tmpfs", "RestartPolicy", "LogConfig", "Healthcheck")
+_LISTS_OF_OBJECTS = ("Mounts", "Devices", "Ulimits")
+_OBJECTS = (
+    "Labels", "Volumes", "Tmpfs", "Sysctls", "Annotations", "RestartPolicy", "LogConfig",
+    "Healthcheck",
+)  # fmt: skip
 _NUMBERS = (
     "Memory", "MemorySwap", "NanoCpus", "CpuPeriod", "CpuQuota", "CpuShares", "PidsLimit",
-    "ShmSize", "StopTimeout", "MemoryReservation",
+    "ShmSize", "StopTimeout", "MemoryReservation", "OomScoreAdj",
 )  # fmt: skip
 
 
@@ -202,7 +212,7 @@ def _check_type(field: str, name: str, value: Any) -> None:
         raise InvalidInput(f"{field} must be a number, not {value!r}")
     if name in _OBJECTS and not isinstance(value, dict):
         raise InvalidInput(f"{field} must be an object, not {value!r}")
-    if name == "Mounts" and not (
+    if name in _LISTS_OF_OBJECTS and not (
         isinstance(value, list) and all(isinstance(item, dict) for item in value)
     ):
         raise InvalidInput(f"{field} must be a list of objects, not {value!r}")

@@ -15,6 +15,8 @@ from wherry.errors import InvalidInput
 
 _PERMISSIONS = re.compile(r"[rwm]{1,3}")
 
+_ALL_SYSTEM_PATHS = ("systempaths=unconfined", "systempaths:unconfined")
+
 FLAGS = [
     click.option("--device", multiple=True, metavar="PATH[:PATH][:rwm]", help="Add a device."),
     click.option("--device-cgroup-rule", multiple=True, metavar="RULE", help="As in 'c 42:* rmw'."),
@@ -81,7 +83,7 @@ class IsolationFlags:
             "DnsSearch": list(self.dns_search),
             "DnsOptions": list(self.dns_opt),
             "ExtraHosts": [parse_host(text) for text in self.add_host] or None,
-            "SecurityOpt": list(self.security_opt) or None,
+            **_security(self.security_opt),
             "Annotations": _pairs(self.annotation) or None,
         }
 
@@ -117,6 +119,15 @@ def parse_host(text: str) -> str:
     if not (name and separator and address):
         raise InvalidInput(f'bad format for add-host: "{text}"', hint="as in db:192.0.2.1")
     return f"{name}:{address.removeprefix('[').removesuffix(']')}"
+
+
+def _security(options: Sequence[str]) -> dict[str, Any]:
+    """`systempaths=unconfined` is a matter of the client's, as with Docker's."""
+    others = [text for text in options if text not in _ALL_SYSTEM_PATHS]
+    fields: dict[str, Any] = {"SecurityOpt": others or None}
+    if len(others) < len(options):
+        fields |= {"MaskedPaths": [], "ReadonlyPaths": []}
+    return fields
 
 
 def _pairs(entries: Sequence[str]) -> dict[str, str]:

@@ -30,11 +30,12 @@ from wherry.engine.model import (
     Status,
     WaitCondition,
 )
+from wherry.engine.modes import resolved_modes
 from wherry.engine.mounts import wanted_mounts
 from wherry.engine.policies import check_restart_policy
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.signals import SIGKILL, SIGTERM, signal_number
-from wherry.engine.spec import adjusted_capabilities
+from wherry.engine.spec import check_isolation
 from wherry.engine.starting import Starter
 from wherry.engine.stopping import Stopper
 from wherry.engine.volumes import VolumeTable
@@ -92,13 +93,14 @@ class Containers:
         checked = checked_host_config(host_config)
         check_restart_policy(checked)
         check_log_config(checked)
-        adjusted_capabilities(checked.get("CapAdd") or (), checked.get("CapDrop") or ())
+        check_isolation(config, checked)
         image = await self._images.resolve(reference, platform)
         merged = merged_config(config, image.config)
         container_id = names.new_id()
         await asyncio.to_thread(self._images.hold, container_id, image)
         try:
             # From here to the row nothing awaits: volumes that are found are still there.
+            merged, checked = resolved_modes(merged, checked, self.get)
             wanted = wanted_mounts(merged, checked, self.get)
             mounts, volumes = self._volumes.provided(wanted)
             container = Container(

@@ -11,13 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from wherry.engine.config import CPU_PERIOD
+from wherry.engine.devices import check_devices, device_params, device_rules
+from wherry.engine.etc_files import check_names, hosts, resolv_conf
 from wherry.engine.logdrivers import log_params
 from wherry.engine.model import SHORT_ID, Container, Json
+from wherry.engine.modes import check_modes, namespaces, neighbour
 from wherry.engine.policies import health_params, probe_command, restart_params
+from wherry.engine.process_limits import check_limits, rlimits
+from wherry.engine.security import (
+    check_security,
+    masked_paths,
+    no_new_privileges,
+    readonly_paths,
+)
 from wherry.engine.spec_mounts import runtime_mounts
 from wherry.errors import InvalidInput
 
 OCI_VERSION = "1.2.0"
+
+INIT_ANNOTATION = "io.wherry.init"
+"""docs/containers.md: what the guest's container core understands."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -38,19 +51,6 @@ _CAPABILITY_NAMES = (
 ALL_CAPABILITIES = tuple(f"CAP_{name}" for name in _CAPABILITY_NAMES.split())
 """In the kernel's order (uapi/linux/capability.h)."""
 
-MASKED_PATHS = (
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-    "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
-    "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-)  # fmt: skip
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
-_OPEN_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
-"""null, zero, full, random, urandom, tty, console, ptmx and the pseudo terminals, major and minor:
-what Docker and runc allow (Documentation/admin-guide/devices.txt)."""
-
-_NAMESPACES = ("mount", "network", "uts", "pid", "ipc", "cgroup")
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -63,6 +63,21 @@ class Facts:
 
     hostname: str = "wherry"
     dns: tuple[str, ...] = ()
+
+
+def check_isolation(config: Mapping[str, Any], host_config: Mapping[str, Any]) -> None:
+    """What a create request may be refused for before an image is looked up.
+
+    Raises:
+        InvalidInput: a value is wrong, or contradicts another one.
+        NotImplementedYet: it is known and not implemented.
+    """
+    adjusted_capabilities(host_config.get("CapAdd") or (), host_config.get("CapDrop") or ())
+    check_modes(config, host_config)
+    check_devices(host_config)
+    check_limits(host_config)
+    check_security(host_config)
+    check_names(config, host_config)
 
 
 def start_params(
@@ -80,7 +95,9 @@ def start_params(
     Raises:
         InvalidInput: a capability's name is none.
     """
-    size = console_size(container.host_config.get("ConsoleSize"))
+    host_config = container.host_config
+    size = console_size(host_config.get("ConsoleSize"))
+    other = neighbour(host_config.get("NetworkMode"))
     return {
         "id": container.id,
         "spec": runtime_spec(container, facts, directory),
@@ -88,11 +105,14 @@ def start_params(
         "tty": container.tty,
         "open_stdin": bool(container.config.get("OpenStdin")),
         "stdin_once": bool(container.config.get("StdinOnce")),
-        "files": etc_files(container, facts),
+        "files": {} if other else etc_files(container, facts),
+        "files_of": other or None,
+        "devices": device_params(host_config),
+        "all_devices": bool(host_config.get("Privileged")),
         "size": size if container.tty else None,
-        "restart": restart_params(container.host_config),
+        "restart": restart_params(host_config),
         "health": _health(container, facts),
-        "log": log_params(container.host_config),
+        "log": log_params(host_config),
     }
 
 
@@ -107,63 +127,76 @@ def _health(container: Container, facts: Facts) -> Json | None:
 def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], str] = str) -> Json:
     """The OCI runtime spec, version 1.2. Raises InvalidInput for an unknown capability."""
     host_config = container.host_config
-    privileged = bool(host_config.get("Privileged"))
+    own_name = host_config.get("UTSMode") != "host"
     return {
         "ociVersion": OCI_VERSION,
         "process": _process(container, facts),
         "root": {"path": "rootfs", "readonly": bool(host_config.get("ReadonlyRootfs"))},
-        "hostname": hostname(container, facts),
+        "hostname": hostname(container, facts) if own_name else "",
+        "domainname": (container.config.get("Domainname") or "") if own_name else "",
+        "annotations": _annotations(host_config),
         "mounts": runtime_mounts(container, directory),
         "linux": {
-            "namespaces": _namespaces(host_config),
-            "resources": resources(host_config) | {"devices": _device_rules(privileged)},
-            "maskedPaths": [] if privileged else list(MASKED_PATHS),
-            "readonlyPaths": [] if privileged else list(READONLY_PATHS),
+            "namespaces": namespaces(host_config),
+            "resources": resources(host_config) | {"devices": device_rules(host_config)},
+            "sysctl": dict(host_config.get("Sysctls") or {}),
+            "maskedPaths": masked_paths(host_config),
+            "readonlyPaths": readonly_paths(host_config),
         },
     }
 
 
+def _annotations(host_config: Mapping[str, Any]) -> dict[str, str]:
+    """As given; ours asks the guest for a first process that forwards signals and reaps."""
+    own = {INIT_ANNOTATION: "true"} if host_config.get("Init") else {}
+    return {**(host_config.get("Annotations") or {}), **own}
+
+
 def exec_process(container: Container, config: Mapping[str, Any], facts: Facts) -> Json:
     """The OCI process object of an exec: the container's environment, directory and rights."""
-    privileged = bool(config.get("Privileged") or container.host_config.get("Privileged"))
+    host_config = container.host_config
+    privileged = bool(config.get("Privileged") or host_config.get("Privileged"))
     tty = bool(config.get("Tty"))
     base = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container, facts)}"]
     if tty:
         base.append("TERM=xterm")
     return {
         "terminal": tty,
-        "user": _user(config.get("User") or container.config.get("User")),
+        "user": _user(config.get("User") or container.config.get("User"), host_config),
         "args": list(config.get("Cmd") or ()),
         "env": overridden(base, container.config.get("Env") or (), config.get("Env") or ()),
         "cwd": config.get("WorkingDir") or container.config.get("WorkingDir") or "/",
-        "capabilities": _capabilities(container.host_config, privileged),
-        "noNewPrivileges": False,
+        "capabilities": _capabilities(host_config, privileged),
+        "rlimits": rlimits(host_config),
+        "noNewPrivileges": no_new_privileges(host_config),
+        "oomScoreAdj": host_config.get("OomScoreAdj") or 0,
     }
 
 
 def hostname(container: Container, facts: Facts) -> str:
-    """The container's host name: as configured, else the VM's (host network), else its short id."""
+    """The container's host name: as configured, else the VM's where it shares that, else its id."""
     if configured := container.config.get("Hostname"):
         return str(configured)
-    if container.host_config.get("NetworkMode") == "host":
+    if "host" in (container.host_config.get("NetworkMode"), container.host_config.get("UTSMode")):
         return facts.hostname
     return container.id[:SHORT_ID]
 
 
 def _process(container: Container, facts: Facts) -> Json:
-    privileged = bool(container.host_config.get("Privileged"))
+    host_config = container.host_config
     base = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container, facts)}"]
     if container.tty:
         base.append("TERM=xterm")
     return {
         "terminal": container.tty,
-        "user": _user(container.config.get("User")),
+        "user": _user(container.config.get("User"), host_config),
         "args": list(container.argv),
         "env": overridden(base, container.config.get("Env") or ()),
         "cwd": container.config.get("WorkingDir") or "/",
-        "capabilities": _capabilities(container.host_config, privileged),
-        "noNewPrivileges": False,
-        "oomScoreAdj": 0,
+        "capabilities": _capabilities(host_config, bool(host_config.get("Privileged"))),
+        "rlimits": rlimits(host_config),
+        "noNewPrivileges": no_new_privileges(host_config),
+        "oomScoreAdj": host_config.get("OomScoreAdj") or 0,
     }
 
 
@@ -180,9 +213,13 @@ def overridden(base: Sequence[str], *layers: Sequence[str]) -> list[str]:
     return list(variables.values())
 
 
-def _user(user: str | None) -> Json:
-    """uid and gid 0, unless a name that the guest resolves in the container's own /etc/passwd."""
-    return {"uid": 0, "gid": 0} | ({"username": user} if user else {})
+def _user(user: str | None, host_config: Mapping[str, Any]) -> Json:
+    """uid and gid 0, unless a name that the guest resolves in the container's own /etc/passwd; and
+    the groups that are joined besides, which it resolves too."""
+    identity: Json = {"uid": 0, "gid": 0} | ({"username": user} if user else {})
+    if groups := host_config.get("GroupAdd"):
+        identity["additionalGroups"] = list(groups)
+    return identity
 
 
 def _capabilities(host_config: Mapping[str, Any], privileged: bool) -> Json:
@@ -227,12 +264,6 @@ def _names(entries: Sequence[str]) -> set[str]:
     return names
 
 
-def _namespaces(host_config: Mapping[str, Any]) -> list[Json]:
-    """Own namespaces of each kind; the VM's network where NetworkMode is `host`."""
-    shared = {"network"} if host_config.get("NetworkMode") == "host" else set()
-    return [{"type": kind} for kind in _NAMESPACES if kind not in shared]
-
-
 def resources(host_config: Mapping[str, Any]) -> Json:
     """The limits, as `linux.resources` without devices."""
     result: Json = {}
@@ -250,21 +281,6 @@ def resources(host_config: Mapping[str, Any]) -> Json:
     if pids := host_config.get("PidsLimit"):
         result["pids"] = {"limit": max(-1, pids)}
     return result
-
-
-def _device_rules(privileged: bool) -> list[Json]:
-    """Every node may be made, few may be opened: the machine's disks are among the others.
-
-    No rules at all: everything is allowed.
-    """
-    if privileged:
-        return []
-    rules: list[Json] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
-    for major, minor in _OPEN_DEVICES:
-        rule = {"allow": True, "type": "c", "major": major, "access": "rwm"}
-        rules.append(rule if minor is None else rule | {"minor": minor})
-    return rules
 
 
 def _cpu(host_config: Mapping[str, Any]) -> Json:
@@ -292,20 +308,12 @@ def console_size(size: Sequence[int] | None) -> Json | None:
 
 
 def etc_files(container: Container, facts: Facts) -> dict[str, str]:
-    """The texts of /etc/hosts, /etc/hostname and /etc/resolv.conf."""
-    name = hostname(container, facts)
-    hosts = [
-        "127.0.0.1\tlocalhost",
-        "::1\tlocalhost ip6-localhost ip6-loopback",
-        "fe00::\tip6-localnet",
-        "ff00::\tip6-mcastprefix",
-        "ff02::1\tip6-allnodes",
-        "ff02::2\tip6-allrouters",
-    ]
-    if container.host_config.get("NetworkMode") == "host":
-        hosts.append(f"127.0.1.1\t{name}")
-    return {
-        "hosts": "\n".join(hosts) + "\n",
+    """The texts of /etc/hosts, /etc/hostname and /etc/resolv.conf; a mount takes a file's place."""
+    name, host_config = hostname(container, facts), container.host_config
+    texts = {
+        "hosts": hosts(host_config, name),
         "hostname": f"{name}\n",
-        "resolv.conf": "".join(f"nameserver {server}\n" for server in facts.dns),
+        "resolv.conf": resolv_conf(host_config, facts.dns),
     }
+    mounted = {mount.destination for mount in container.mounts}
+    return {file: text for file, text in texts.items() if f"/etc/{file}" not in mounted}

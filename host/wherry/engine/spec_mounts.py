@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wherry.engine.model import Container, Json, MountPoint
+from wherry.engine.modes import neighbour
 from wherry.engine.mounts import tmpfs_mounts
 
 DEFAULT_SHM_SIZE = 64 * 1024 * 1024
@@ -55,13 +56,24 @@ def default_mounts(host_config: Mapping[str, Any]) -> list[Json]:
         _mount("/sys", "sysfs", "sysfs", (*bare, access)),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", (access, *bare)),
         _mount("/dev/mqueue", "mqueue", "mqueue", bare),
-        _mount("/dev/shm", "tmpfs", "shm", (*bare, "mode=1777", f"size={shm_size}")),
+        *_shm(host_config.get("IpcMode") or "", (*bare, "mode=1777", f"size={shm_size}")),
     ]
     if host_config.get("ReadonlyRootfs"):
         for mount in mounts:
             if mount["destination"] not in _STAY_WRITABLE and "ro" not in mount["options"]:
                 mount["options"].append("ro")
     return mounts
+
+
+def _shm(mode: str, options: Sequence[str]) -> list[Json]:
+    """/dev/shm goes with the IPC namespace; the guest's agent keeps what is shared."""
+    if mode == "none":
+        return []
+    if mode == "host":
+        return [_mount("/dev/shm", "bind", "/dev/shm", ("rbind", "nosuid", "noexec", "nodev"))]
+    if mode == "shareable" or neighbour(mode):
+        return [_mount("/dev/shm", "shm", mode if neighbour(mode) else "", options)]
+    return [_mount("/dev/shm", "tmpfs", "shm", options)]
 
 
 def _own_mount(mount: MountPoint, directory: Callable[[str], str]) -> Json:
