@@ -80,16 +80,20 @@ class DropBounding:
 
 @dataclass(frozen=True, slots=True)
 class SetCapabilities:
-    """Put the final sets; after the user was changed."""
+    """Put the final sets; after the user was changed.
+
+    `kept` stays permitted for a later step, who gives it up.
+    """
 
     sets: CapabilitySets
+    kept: int = 0
 
     def describe(self) -> str:
-        return "set capabilities"
+        return "set capabilities (process.capabilities)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         sets = self.sets
-        kernel.capset(sets.effective, sets.permitted, sets.inheritable)
+        kernel.capset(sets.effective, sets.permitted | self.kept, sets.inheritable)
         kernel.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
         for number in range(len(NAMES)):
             if sets.ambient >> number & 1:

@@ -21,6 +21,7 @@ from wherry_guest.core import cgroups
 from wherry_guest.core.fields import SpecError
 from wherry_guest.core.launch import Descriptors, launch
 from wherry_guest.core.plan import Layout, Options, Plan, container_plan, exec_plan
+from wherry_guest.core.seccomp import Filter, Filters
 from wherry_guest.core.spec import Spec, parse_process, parse_spec
 from wherry_guest.core.steps import SETUP_FAILED
 from wherry_guest.zygote import Packet, Rootfs
@@ -45,7 +46,7 @@ class Child:
     Args:
         pid: 0 while only its midwife is known.
         new_cgroup: the directory that a failed start must remove.
-        user_namespace, personality: of a container's first process; execs get them too.
+        user_namespace, personality, seccomp: of a container's first process; execs get them too.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Child:
     midwife: int = 0
     user_namespace: bool = False
     personality: str | None = None
+    seccomp: Filter | None = None
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class Nursery:
     unwatch: Callable[[int], None]
     own_pid_namespace: int
     children: dict[str, Child] = field(default_factory=dict)
+    _filters: Filters = field(default_factory=Filters)
     _by_pid: dict[int, Child] = field(default_factory=dict)
     _by_status: dict[int, Child] = field(default_factory=dict)
 
@@ -106,12 +109,13 @@ class Nursery:
         child.new_cgroup = directory
         child.user_namespace = spec.namespaces.own("user")
         child.personality = spec.personality
+        child.seccomp = spec.seccomp
 
     def _read(self, body: bytes) -> tuple[Spec, Rootfs]:
         request = json.loads(body)
         rootfs = request["rootfs"]
         rootfs["lowerdirs"] = tuple(rootfs["lowerdirs"])
-        return parse_spec(request["spec"]), Rootfs(**rootfs)
+        return parse_spec(request["spec"], filters=self._filters), Rootfs(**rootfs)
 
     def exec(self, packet: Packet) -> None:
         """Start one more process in a container; the answer is an event."""
@@ -134,7 +138,7 @@ class Nursery:
         try:
             process = parse_process(json.loads(packet.body)["process"])
             options = Options(directory, tty)
-            own = (container.user_namespace, container.personality)
+            own = (container.user_namespace, container.personality, container.seccomp)
             plan = exec_plan(process, options, pidfd, self.layout, *own)
             self._launch(key, directory, packet.fds, plan, pidfd)
         except SpecError as error:

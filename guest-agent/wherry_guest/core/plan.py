@@ -43,6 +43,7 @@ from wherry_guest.core.overlay_ids import MountMappedOverlay
 from wherry_guest.core.process import (
     AwaitStart,
     BeginSession,
+    CloseOnExec,
     EnterDirectory,
     Execute,
     FindProgram,
@@ -63,6 +64,7 @@ from wherry_guest.core.root import (
     TakeRoot,
 )
 from wherry_guest.core.scheduling import SetIoPriority, SetPersonality, SetScheduler
+from wherry_guest.core.seccomp import Filter, InstallFilter, kept_capabilities
 from wherry_guest.core.spec import RLIMITS, Process, Rlimit, Spec
 from wherry_guest.core.tty import BindConsole, OpenTerminal, UseTerminal
 from wherry_guest.core.userns import (
@@ -307,14 +309,14 @@ def _container_steps(
     steps += [MaskPath(path) for path in spec.masked_paths]
     if spec.personality is not None:
         steps.append(SetPersonality(spec.personality))
-    tail = _process_steps(spec.process, options, layout, create_cwd=True)
+    tail = _process_steps(spec.process, options, layout, spec.seccomp, create_cwd=True)
     if spec.readonly_root:  # after the working directory was made, before the process is anybody
         position = next(i for i, step in enumerate(tail) if isinstance(step, EnterDirectory)) + 1
         tail.insert(position, ReadonlyRoot())
     start: list[Step] = [AwaitStart()] if options.await_start else []
     if options.about is not None and (hooks := spec.hooks.at("startContainer")):
         start.append(RunHooks("startContainer", "created", hooks, options.about))
-    return [*steps, *tail[:-1], *start, tail[-1]]
+    return [*steps, *tail, *start, *_last_steps(spec.process, spec.seccomp)]
 
 
 def _early_hook_steps(spec: Spec, options: Options) -> list[Step]:
@@ -353,11 +355,12 @@ def exec_plan(
     layout: Layout,
     user_namespace: bool = False,
     personality: str | None = None,
+    seccomp: Filter | None = None,
 ) -> Plan:
     """One more process in a container; it is in cgroup and pid namespace already.
 
     Args:
-        user_namespace, personality: as the container has them.
+        user_namespace, personality, seccomp: as the container has them.
     """
     _check_terminal(process, options.tty)
     steps: list[Step] = []
@@ -372,7 +375,8 @@ def exec_plan(
         steps.append(OpenTerminal(process.console_size))
     if personality is not None:
         steps.append(SetPersonality(personality))
-    return Plan((), (*steps, *_process_steps(process, options, layout, create_cwd=False)))
+    steps += _process_steps(process, options, layout, seccomp, create_cwd=False)
+    return Plan((), (*steps, *_last_steps(process, seccomp)))
 
 
 def _check_terminal(process: Process, tty: bool) -> None:
@@ -381,8 +385,9 @@ def _check_terminal(process: Process, tty: bool) -> None:
 
 
 def _process_steps(
-    process: Process, options: Options, layout: Layout, create_cwd: bool
+    process: Process, options: Options, layout: Layout, seccomp: Filter | None, create_cwd: bool
 ) -> list[Step]:
+    """Who it is and what it may do; all but what comes last."""
     user = process.user
     steps: list[Step] = [BeginSession()]
     if options.keyring:
@@ -397,14 +402,24 @@ def _process_steps(
     steps.append(EnterDirectory(process.cwd, create_cwd))
     steps.append(DropBounding(process.capabilities.bounding))
     steps.append(BecomeUser())
-    steps.append(SetCapabilities(process.capabilities))
+    kept = kept_capabilities(seccomp, process.no_new_privileges)
+    steps.append(SetCapabilities(process.capabilities, kept))
     if process.no_new_privileges:
         steps.append(NoNewPrivileges())
     if user.umask is not None:
         steps.append(SetUmask(user.umask))
     steps.append(FindProgram(process.args[0], process.env))
-    steps.append(Execute(process.args, process.env, options.preserved))
+    steps.append(CloseOnExec(options.preserved))
     return steps
+
+
+def _last_steps(process: Process, seccomp: Filter | None) -> list[Step]:
+    """The filter as late as can be: it should not have to allow what a runtime does."""
+    steps: list[Step] = []
+    if seccomp is not None:
+        caps = process.capabilities
+        steps.append(InstallFilter(seccomp, caps, process.no_new_privileges))
+    return [*steps, Execute(process.args, process.env)]
 
 
 def _rlimits(process: Process, layout: Layout) -> list[Rlimit]:

@@ -40,7 +40,7 @@ class SetOomScore:
     value: int
 
     def describe(self) -> str:
-        return f"set oom_score_adj to {self.value}"
+        return f"set oom_score_adj to {self.value} (process.oomScoreAdj)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         kernel.write("/proc/self/oom_score_adj", str(self.value))
@@ -99,7 +99,7 @@ class EnterDirectory:
     create: bool
 
     def describe(self) -> str:
-        return f"change to the directory {self.path}"
+        return f"change to the directory {self.path} (process.cwd)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         if self.create:
@@ -162,12 +162,27 @@ class AwaitStart:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseOnExec:
+    """Every descriptor above stdio, and `preserved` more, ends with the exec.
+
+    Not a part of `Execute`: a seccomp filter that comes in between may refuse close_range(2).
+    """
+
+    preserved: int = 0
+
+    def describe(self) -> str:
+        return "mark descriptors to be closed by the exec"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.close_range(3 + self.preserved, _LAST_FD, CLOSE_RANGE_CLOEXEC)
+
+
+@dataclass(frozen=True, slots=True)
 class Execute:
-    """Run the command; every descriptor above stdio, and `preserved` more, ends here."""
+    """Run the command."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]
-    preserved: int = 0
 
     def describe(self) -> str:
         return f"exec {self.args[0]!r}"
@@ -177,7 +192,6 @@ class Execute:
         if state.identity is not None and not any(entry.startswith("HOME=") for entry in env):
             env = (*env, f"HOME={state.identity.home}")
         path = state.program or self.args[0]
-        kernel.close_range(3 + self.preserved, _LAST_FD, CLOSE_RANGE_CLOEXEC)
         try:
             kernel.execve(path, self.args, env)
         except OSError as error:

@@ -23,6 +23,7 @@ from wherry_guest.core.scheduling import (
     parse_personality,
     parse_scheduler,
 )
+from wherry_guest.core.seccomp import Filter, Filters
 from wherry_guest.core.userns import IdMaps, parse_id_maps
 
 NAMESPACE_TYPES: Final = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
@@ -129,6 +130,7 @@ class Spec:
     Args:
         time_offsets: (clock, seconds, nanoseconds); clock: monotonic or boottime.
         propagation: `linux.rootfsPropagation`, "" when it is absent.
+        seccomp: `linux.seccomp`, compiled for this machine.
     """
 
     process: Process
@@ -150,10 +152,16 @@ class Spec:
     sysctl: tuple[tuple[str, str], ...]
     masked_paths: tuple[str, ...]
     readonly_paths: tuple[str, ...]
+    seccomp: Filter | None
 
 
-def parse_spec(data: Mapping[str, Any], warn: Warn | None = None) -> Spec:
+def parse_spec(
+    data: Mapping[str, Any], warn: Warn | None = None, filters: Filters | None = None
+) -> Spec:
     """A runtime spec's JSON object as a `Spec`.
+
+    Args:
+        filters: where compiled seccomp profiles are remembered.
 
     Raises:
         SpecError: a field is wrong, missing, unknown or not supported.
@@ -186,6 +194,7 @@ def parse_spec(data: Mapping[str, Any], warn: Warn | None = None) -> Spec:
         sysctl=linux.pairs("sysctl"),
         masked_paths=linux.paths("maskedPaths"),
         readonly_paths=linux.paths("readonlyPaths"),
+        seccomp=_parse_seccomp(linux, filters or Filters()),
     )
     for item in (root, linux, spec):
         item.finish()
@@ -338,6 +347,11 @@ def _parse_namespaces(linux: Fields) -> Namespaces:
             f"linux.namespaces without a new mount namespace is not supported: {reason}"
         )
     return Namespaces(frozenset(new), tuple(join))
+
+
+def _parse_seccomp(linux: Fields, filters: Filters) -> Filter | None:
+    profile: Mapping[str, Any] = linux.get("seccomp", dict, {})
+    return filters.get(profile) if profile else None
 
 
 def _parse_time_offsets(linux: Fields) -> tuple[tuple[str, int, int], ...]:
