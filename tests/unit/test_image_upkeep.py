@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,7 +163,9 @@ def test_prune_sweeps_files_that_nobody_knows(store: ImageStore, home: Home) -> 
     stray = home.store / "blobs" / "sha256" / ("0" * 64)
     stray.write_bytes(b"x")
     (home.layers / f"{'1' * 64}-1.erofs").write_bytes(b"x")
-    (home.ingest / f"{'2' * 64}-00000000.blob").write_bytes(b"x")
+    left = home.ingest / f"{'2' * 64}-00000000.blob"
+    left.write_bytes(b"x")
+    os.utime(left, (0, 0))
     (home.ingest / "spool-0").mkdir()
     foreign = home.store / "blobs" / "sha256" / "somebody-elses.tmp"
     foreign.write_bytes(b"x")

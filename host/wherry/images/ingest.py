@@ -26,6 +26,7 @@ from wherry.osutil import (
 
 _LOOK_SECONDS = 0.5
 _SPOOL = "spool-"
+_STALE_SECONDS = 600.0
 _PARTIAL = ".partial"
 
 
@@ -96,14 +97,17 @@ class Ingest:
             remove_file(lock)
 
     def sweep_digests(self) -> None:
-        """Remove unfinished files whose digest nobody works on."""
-        for name in {path.name.partition("-")[0] for path in self._root.glob("*-*.*")}:
+        """Remove unfinished files whose digest nobody works on, and that are not quite new: small
+        ones are written without their digest's lock."""
+        newest = time.time() - _STALE_SECONDS
+        for path in self._root.glob("*-*.*"):
             try:
-                with lock_file(self._locks / f"{name[:3]}.lock", timeout=0):
-                    for leftover in self._root.glob(f"{name}-*.*"):
-                        remove_file(leftover)
-            except LockHeld:
-                continue
+                if path.stat().st_mtime > newest:
+                    continue
+                with lock_file(self._locks / f"{path.name[:3]}.lock", timeout=0):
+                    remove_file(path)
+            except (LockHeld, FileNotFoundError):
+                continue  # somebody works on it, or has finished
 
     def partial(self, digest: str) -> Path:
         """The file of an unfinished download that may be gone on with."""

@@ -301,9 +301,22 @@ class ImageStore:
     # Keeping.
 
     def hold(self, holder: str, image: Image) -> None:
-        """Keep an image's layers and blobs for `holder` (a container), even when it is removed."""
-        rows = self._db.layers_of(image.id) or self._rows_from_blobs(image)
+        """Keep an image's layers and blobs for `holder` (a container), even when it is removed.
+
+        Raises:
+            ImageNotFound: it was removed since it was found.
+        """
+        rows = self._db.layers_of(image.id)
+        if not rows and image.diff_ids:
+            if not self._layout.stored_bytes(image.manifest_digest):
+                raise ImageNotFound(f"No such image: {image.id}")
+            rows = list(self._rows_from_blobs(image))
         self._db.lease(holder, objects_of(rows, [image.id, image.manifest_digest]), None)
+        # Looked at only now, when nobody may remove them any more.
+        if not all(self._layers.find(it.diff_id) or self._layout.has(it.blob, it.blob_size)
+                   for it in rows):  # fmt: skip
+            self.release(holder)
+            raise ImageNotFound(f"No such image: {image.id}")
 
     def hold_manifest(self, holder: str, manifest_digest: str) -> None:
         """As `hold`, of an image that is known by its manifest only.
