@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wherry.errors import ContentMismatch, InvalidInput, StorageError, WherryError
-from wherry.images.convert import ConvertedLayer, Converter, read_chunks
+from wherry.images.convert import (
+    OWN_PROCESS_BYTES,
+    ConvertedLayer,
+    Converter,
+    convert,
+    read_chunks,
+)
 from wherry.images.erofs import layer_uuid
 from wherry.images.erofs.reader import ErofsImage
 from wherry.images.layers import EROFS_OBJECT
@@ -206,27 +212,38 @@ class _Verifier:
         return None
 
     def _convert(self, layer: LayerRow, target: Path) -> tuple[str, ConvertedLayer]:
-        """The blob's digest, and the layer written anew."""
+        """The blob's digest, and the layer written anew. Raises ContentMismatch, LayerError."""
         content = hashlib.sha256()
         limit = self._parts.limits.layer_bytes
-        done = 0
-        with (
-            self._parts.layout.blob_path(layer.blob).open("rb") as blob,
-            Converter(target, layer.diff_id, limit) as converter,
-        ):
-            for chunk in read_chunks(blob):
-                content.update(chunk)
-                converter.write(chunk)
-                done += len(chunk)
-                self._reporter.layer(layer.blob, "Verifying", done, layer.blob_size)
-            digest = f"sha256:{content.hexdigest()}"
+        with self._parts.layout.blob_path(layer.blob).open("rb") as blob:
+            chunks = self._hashed(read_chunks(blob), content, layer)
             try:
-                return digest, converter.finish()
+                if layer.blob_size < OWN_PROCESS_BYTES:
+                    done = convert(chunks, target, layer.diff_id, limit)
+                else:
+                    with Converter(target, layer.diff_id, limit) as converter:
+                        for chunk in chunks:
+                            converter.write(chunk)
+                        done = converter.finish()
             except (InvalidInput, ContentMismatch) as error:
+                for _ in chunks:  # so that the digest is known
+                    pass
+                digest = f"sha256:{content.hexdigest()}"
                 if digest == layer.blob:
                     raise
                 message = f"its content has the digest {digest}: {error.message}"
                 raise ContentMismatch(message) from error
+        return f"sha256:{content.hexdigest()}", done
+
+    def _hashed(
+        self, chunks: Iterator[bytes], content: hashlib._Hash, layer: LayerRow
+    ) -> Iterator[bytes]:
+        done = 0
+        for chunk in chunks:
+            content.update(chunk)
+            done += len(chunk)
+            self._reporter.layer(layer.blob, "Verifying", done, layer.blob_size)
+            yield chunk
 
     def _structure(self, layer: LayerRow, users: Sequence[ImageRow]) -> None:
         path = self._parts.layers.path(layer.diff_id)
