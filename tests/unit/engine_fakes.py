@@ -150,6 +150,7 @@ class FakeAgent:
         self.on_signal: Callable[[GuestContainer, int], None] = self.die_of_signal
         self.start_error: AgentError | None = None
         self.update_error: AgentError | None = None
+        self.boot_id = ""
         self.attach_errors: list[AgentError] = []
         self.hold_start: asyncio.Event | None = None
         self.volumes: dict[str, int] = {}
@@ -282,7 +283,7 @@ class FakeAgent:
     async def _system_info(self) -> Any:
         return {
             "kernel": "6.12.0", "arch": "x86_64", "memory_bytes": 1 << 30, "cpus": 2,
-            "agent": {"version": "0.1.0", "digest": "d"},
+            "agent": {"version": "0.1.0", "digest": "d"}, "boot_id": self.boot_id,
         }  # fmt: skip
 
     async def _container_start(self, id: str, **params: Any) -> Any:
