@@ -45,7 +45,7 @@ def test_failed_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
                 await machine.start("c1", command)
             assert caught.value.code == "start_failed"
             assert caught.value.data["exit_code"] == code
-        assert await machine.link.call("container.list", {}) == {"containers": []}
+        assert (await machine.link.call("container.list", {}))["containers"] == []
         assert list(Path(machine.setting.cgroups).glob("*/")) == []
 
     drive(tmp_path, scenario)
