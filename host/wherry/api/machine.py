@@ -57,6 +57,11 @@ async def console(engine: Engine, request: Request) -> Response:
     return Response(200, text.encode("utf-8", "replace"), "text/plain; charset=utf-8")
 
 
+async def guest(engine: Engine, _request: Request) -> Response:
+    """The agent's `system.info` with figures: counts and memory that must not grow."""
+    return json_response(await engine.guest_info())
+
+
 async def engine_facts(engine: Engine, _request: Request) -> Response:
     facts: dict[str, Any] = engine.facts()
     return json_response(facts)
@@ -73,6 +78,7 @@ TABLE: list[Route] = [
     ("POST", "/wherry/v1/machine/stop", stop),
     ("POST", "/wherry/v1/machine/upgrade", upgrade),
     ("GET", "/wherry/v1/machine/console", console),
+    ("GET", "/wherry/v1/machine/guest", guest),
     ("GET", "/wherry/v1/engine", engine_facts),
     ("POST", "/wherry/v1/engine/stop", engine_stop),
 ]

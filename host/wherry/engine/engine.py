@@ -80,7 +80,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_event = 0
         self._event_handled = asyncio.Event()
-        spec_facts = Facts(hostname=machine_name)
+        spec_facts = Facts(hostname=machine_name, guest=lambda: self._guest_facts)
         self.events = EventBus(state)
         volumes = VolumeTable(state)
         self._registry = Registry(state, self.events, volumes)
@@ -183,6 +183,11 @@ class Engine:
         """See `facts.engine_facts`."""
         home = os.fspath(self._home.root)
         return facts.engine_facts(self.machine_name, home, self._started_ns, self._guest_facts)
+
+    async def guest_info(self) -> Json:
+        """What the agent says of the machine and of itself. Raises MachineError when it is off."""
+        link = self._guest.need_link()
+        return await link.call("system.info", {"figures": True})
 
     def request_exit(self) -> None:
         """Ask the process to end."""
