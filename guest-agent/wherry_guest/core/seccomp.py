@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -141,7 +141,7 @@ class Filters:
             if known == profile:
                 self._kept.insert(0, self._kept.pop(position))
                 return made
-        made = compile_profile(profile, self._machine or os.uname().machine)
+        made = compile_profile(profile, self._machine or platform.machine())
         self._kept.insert(0, (profile, made))
         del self._kept[_KEPT_FILTERS:]
         return made

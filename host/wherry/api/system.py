@@ -97,7 +97,7 @@ async def info(engine: Engine, _request: Request) -> Response:
         "Runtimes": {"wherry": {"path": "wherry"}},
         "Swarm": {"LocalNodeState": "inactive", "ControlAvailable": False, "RemoteManagers": None},
         "LiveRestoreEnabled": True,
-        "SecurityOptions": [],
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
         "Warnings": None,
         "Labels": [],
         "ExperimentalBuild": False,

@@ -1,12 +1,15 @@
 """The flags of `run` and `create` about what a container sees of the machine: devices, limits of
-processes, kernel parameters, namespaces, names and name servers. Pure: text in, HostConfig out.
+processes, kernel parameters, namespaces, names and name servers, security options. Text in,
+HostConfig out; the one file that is read is a seccomp profile.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,7 +37,7 @@ FLAGS = [
     click.option("--dns-search", multiple=True, metavar="DOMAIN", help="A search domain."),
     click.option("--dns-opt", "--dns-option", multiple=True, help="An option of resolv.conf."),
     click.option("--add-host", multiple=True, metavar="NAME:IP", help="A line of /etc/hosts."),
-    click.option("--security-opt", multiple=True, metavar="OPT", help="no-new-privileges, …"),
+    click.option("--security-opt", multiple=True, metavar="OPT", help="seccomp=FILE, …"),
     click.option("--annotation", multiple=True, metavar="K=V", help="An annotation of the spec."),
 ]
 
@@ -123,11 +126,25 @@ def parse_host(text: str) -> str:
 
 def _security(options: Sequence[str]) -> dict[str, Any]:
     """`systempaths=unconfined` is a matter of the client's, as with Docker's."""
-    others = [text for text in options if text not in _ALL_SYSTEM_PATHS]
+    others = [_with_profile(text) for text in options if text not in _ALL_SYSTEM_PATHS]
     fields: dict[str, Any] = {"SecurityOpt": others or None}
     if len(others) < len(options):
         fields |= {"MaskedPaths": [], "ReadonlyPaths": []}
     return fields
+
+
+def _with_profile(text: str) -> str:
+    """The engine has other files than we: it is sent the text of a seccomp profile."""
+    name, separator, value = text.partition("=") if "=" in text else text.partition(":")
+    if name != "seccomp" or not separator or value in ("unconfined", "builtin"):
+        return text
+    try:
+        profile = json.loads(Path(value).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"opening seccomp profile ({value}) failed: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput(f"seccomp profile ({value}) is not JSON: {error}") from error
+    return f"seccomp={json.dumps(profile, separators=(',', ':'))}"
 
 
 def _pairs(entries: Sequence[str]) -> dict[str, str]:

@@ -51,7 +51,7 @@ def version_facts(guest: GuestFacts) -> Json:
         "Version": __version__,
         "KernelVersion": guest.kernel,
         "Os": "linux",
-        "Arch": _DOCKER_ARCHITECTURES.get(_machine(guest), _machine(guest)),
+        "Arch": _DOCKER_ARCHITECTURES.get(guest_machine(guest), guest_machine(guest)),
     }
 
 
@@ -61,7 +61,7 @@ def info_facts(
     """The part of `GET /info` that is not constant."""
     paused = sum(container.status is Status.PAUSED for container in containers)
     running = sum(container.running for container in containers) - paused
-    arch = _machine(guest)
+    arch = guest_machine(guest)
     return {
         "ID": machine_name,
         "Name": machine_name,
@@ -94,7 +94,7 @@ def engine_facts(machine_name: str, home: str, started_ns: int, guest: GuestFact
     }
 
 
-def _machine(guest: GuestFacts) -> str:
+def guest_machine(guest: GuestFacts) -> str:
     """The guest's architecture, by default the host's (a machine's is the host's unless chosen)."""
     return guest.arch or platform.machine().lower()
 

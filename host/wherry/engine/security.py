@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wherry.engine.seccomp_profile import check_profile
 from wherry.errors import InvalidInput, NotImplementedYet
 
 MASKED_PATHS = (
@@ -14,10 +15,15 @@ MASKED_PATHS = (
 )  # fmt: skip
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+_WITHOUT_MEANING = (("label", "disable"), ("apparmor", "unconfined"))
+"""There are neither labels nor AppArmor."""
+
 
 def check_security(host_config: Mapping[str, Any]) -> None:
     """Raises InvalidInput, or NotImplementedYet for an option that there is not yet."""
     no_new_privileges(host_config)
+    if profile := seccomp_option(host_config):
+        check_profile(profile)
     for name in ("MaskedPaths", "ReadonlyPaths"):
         for path in host_config.get(name) or ():
             if not path.startswith("/"):
@@ -33,11 +39,17 @@ def no_new_privileges(host_config: Mapping[str, Any]) -> bool:
             if separator and value not in ("true", "false"):
                 raise InvalidInput(f"invalid --security-opt 2: {text!r}")
             wanted = value != "false"
-        elif name == "label" and value == "disable":
-            continue  # there are no labels
+        elif name == "seccomp" or (name, value) in _WITHOUT_MEANING:
+            continue
         else:
             raise NotImplementedYet(f"HostConfig.SecurityOpt is not implemented for {text!r}")
     return wanted
+
+
+def seccomp_option(host_config: Mapping[str, Any]) -> str:
+    """What SecurityOpt says about seccomp, the last time that it does; "": nothing."""
+    split = [_split(text) for text in host_config.get("SecurityOpt") or ()]
+    return next((value for name, _, value in reversed(split) if name == "seccomp"), "")
 
 
 def masked_paths(host_config: Mapping[str, Any]) -> list[str]:
@@ -59,4 +71,5 @@ def _paths(host_config: Mapping[str, Any], name: str, usual: tuple[str, ...]) ->
 
 def _split(text: str) -> tuple[str, str, str]:
     """Docker takes `name=value`, and from older clients `name:value`."""
-    return text.partition("=") if "=" in text else text.partition(":")
+    equals, colon = text.find("="), text.find(":")
+    return text.partition(":") if equals < 0 or 0 <= colon < equals else text.partition("=")

@@ -13,16 +13,19 @@ from typing import Any
 from wherry.engine.config import CPU_PERIOD
 from wherry.engine.devices import check_devices, device_params, device_rules
 from wherry.engine.etc_files import check_names, hosts, resolv_conf
+from wherry.engine.facts import GuestFacts, guest_machine
 from wherry.engine.logdrivers import log_params
 from wherry.engine.model import SHORT_ID, Container, Json
 from wherry.engine.modes import check_modes, namespaces, neighbour
 from wherry.engine.policies import health_params, probe_command, restart_params
 from wherry.engine.process_limits import check_limits, rlimits
+from wherry.engine.seccomp_profile import Kernel, container_seccomp
 from wherry.engine.security import (
     check_security,
     masked_paths,
     no_new_privileges,
     readonly_paths,
+    seccomp_option,
 )
 from wherry.engine.spec_mounts import runtime_mounts
 from wherry.errors import InvalidInput
@@ -59,10 +62,12 @@ class Facts:
     Attributes:
         hostname: the VM's, for containers in its network namespace.
         dns: name servers to write to resolv.conf.
+        guest: what the VM has said of itself so far.
     """
 
     hostname: str = "wherry"
     dns: tuple[str, ...] = ()
+    guest: Callable[[], GuestFacts] = GuestFacts
 
 
 def check_isolation(config: Mapping[str, Any], host_config: Mapping[str, Any]) -> None:
@@ -142,8 +147,17 @@ def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], 
             "sysctl": dict(host_config.get("Sysctls") or {}),
             "maskedPaths": masked_paths(host_config),
             "readonlyPaths": readonly_paths(host_config),
+            "seccomp": _seccomp(host_config, facts),
         },
     }
+
+
+def _seccomp(host_config: Mapping[str, Any], facts: Facts) -> Json | None:
+    privileged = bool(host_config.get("Privileged"))
+    held = _capabilities(host_config, privileged)["bounding"]
+    guest = facts.guest()
+    kernel = Kernel(guest_machine(guest), guest.kernel)
+    return container_seccomp(seccomp_option(host_config), privileged, held, kernel)
 
 
 def _annotations(host_config: Mapping[str, Any]) -> dict[str, str]:
