@@ -82,6 +82,20 @@ def test_a_running_container_is_told_as_it_is(wherry: Wherry) -> None:
         wherry.run("rm", "-f", id)
 
 
+def test_a_paused_container_is_committed_and_stays_paused(wherry: Wherry) -> None:
+    id = wherry.out("run", "-d", BUSYBOX, "sh", "-c", "echo 1 > /one; sleep 1000")
+    try:
+        wherry.run("exec", id, "sh", "-c", "until test -s /one; do :; done")
+        wherry.docker("pause", id, check=True)
+        image = wherry.docker("commit", id, check=True).stdout.decode().strip()
+        state = wherry.docker("inspect", "-f", "{{.State.Status}}", id, check=True).stdout
+        assert state == b"paused\n"
+        wherry.docker("unpause", id, check=True)
+        assert wherry.out("run", "--rm", image, "cat", "/one") == "1"
+    finally:
+        wherry.run("rm", "-f", id)
+
+
 def test_docker_commit_makes_an_image_that_runs(wherry: Wherry, changed: str) -> None:
     change = ["-c", "ENV GREETING=hello", "-c", 'CMD ["sh", "-c", "echo $GREETING; cat /new"]']
     words = ["-a", "somebody", "-m", "a comment", *change]
