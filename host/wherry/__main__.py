@@ -1,7 +1,7 @@
 """The process `wherry`: from its first instruction to its exit code, as quick as Python can be.
 
-A command lives for some 50 ms, half of them in imports. So the garbage collector never runs (nothing
-grows), and the process ends without taking the interpreter apart: together a tenth of its time.
+A command lives for some 50 ms, half of them in imports. So the garbage collector never runs
+(nothing grows), and the process ends without taking the interpreter apart: a tenth of its time.
 """
 
 from __future__ import annotations
