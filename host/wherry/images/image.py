@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from wherry.images.media import parse_config
@@ -46,9 +47,13 @@ class Image:
         return normalise(self.os, self.architecture, self.variant)
 
 
+_parsed = lru_cache(maxsize=2048)(parse_config)
+"""A config never changes, and a listing needs every image's."""
+
+
 def image_of(row: ImageRow, tags: Sequence[str], digests: Sequence[tuple[str, str]]) -> Image:
     """An image from its row, its full tags and its (repository, digest) pairs."""
-    config = parse_config(row.raw_config)
+    config = _parsed(row.raw_config)
     names = references(tags, digests)
     return Image(
         id=row.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from wherry.images.reference import Reference, parse_reference
 
@@ -43,5 +44,8 @@ def untag_with(gone: Reference, names: Sequence[Reference]) -> list[Reference]:
 
 def references(tags: Sequence[str], digests: Sequence[tuple[str, str]]) -> list[Reference]:
     """The names of an image, from their full forms in the database."""
-    tagged = [parse_reference(tag) for tag in tags]
-    return tagged + [parse_reference(f"{repository}@{digest}") for repository, digest in digests]
+    tagged = [_parsed(tag) for tag in tags]
+    return tagged + [_parsed(f"{repository}@{digest}") for repository, digest in digests]
+
+
+_parsed = lru_cache(maxsize=4096)(parse_reference)
