@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -107,8 +107,9 @@ class Client:
         query: Mapping[str, object] | None = None,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """A stream of JSON objects, one per line. Raises as `request`, also in mid-stream."""
+    ) -> Generator[dict[str, Any], None, None]:
+        """A stream of JSON objects, one per line; closing it closes the connection. Raises as
+        `request`, also in mid-stream."""
         yield from _json_lines(self.stream(method, path, query=query, body=body, headers=headers))
 
     def upload(
@@ -159,25 +160,6 @@ class Client:
             _raise_for(Reply(status, received, b"".join(self._parts(http))))
         return self._parts(http)
 
-    def download(
-        self, path: str, *, query: Mapping[str, object] | None = None
-    ) -> tuple[int, Iterator[bytes]]:
-        """GET a body of any length: its length (0: not told), and its pieces as they arrive.
-
-        Raises:
-            EngineError: as `request`; also in mid-stream, when the engine cut it short.
-        """
-        http = _Http(self._open())
-        try:
-            http.send("GET", _target(path, query), None)
-            status, headers = http.response()
-        except (ConnectionError, h11.RemoteProtocolError) as error:
-            http.close()
-            raise self._ended() from error
-        if status >= 400:
-            _raise_for(Reply(status, headers, b"".join(self._parts(http))))
-        return int(headers.get("content-length", 0)), self._whole(http)
-
     def hijack(
         self, path: str, *, query: Mapping[str, object] | None = None, body: object = None
     ) -> tuple[socket.socket, bytes]:
@@ -197,17 +179,6 @@ class Client:
             _raise_for(Reply(status, headers, b"".join(self._parts(http))))
             raise EngineError(f"the engine answered {status} instead of opening a stream")
         return http.detach()
-
-    def _whole(self, http: _Http) -> Iterator[bytes]:
-        try:
-            yield from self._parts(http)
-        except EngineUnreachable as error:
-            if not self.running():
-                raise
-            raise EngineError(
-                "the engine could not go on in the middle of its answer",
-                hint=f"its log, {self.paths.engine_log}, says why",
-            ) from error
 
     def _parts(self, http: _Http) -> Iterator[bytes]:
         try:

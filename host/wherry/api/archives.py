@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from wherry.api.bodies import blocking, from_thread
@@ -12,7 +16,7 @@ from wherry.api.images import progress_message, pull
 from wherry.api.progress import Message, Report, with_progress
 from wherry.errors import InvalidInput, NotImplementedYet, WherryError
 from wherry.images.reference import parse_reference
-from wherry.images.saving import DOCKER_ARCHIVE, SavedArchive
+from wherry.images.saving import DOCKER_ARCHIVE, BlobPart, SavedArchive
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -42,6 +46,30 @@ async def _saved(engine: Engine, request: Request, names: list[str]) -> Response
         saved.close()
         return Response(200, b"", _TAR)
     return Response(200, from_thread(_told(saved)), _TAR, length=saved.size)
+
+
+async def plan(engine: Engine, request: Request) -> Response:
+    """For a client on this host, which copies the files itself: one line of JSON, {Size, Parts:
+    [{Data: base64} or {Path, Size}]}. What it names is kept until the client closes."""
+    names = [name for name in request.query.get("names", []) if name]
+    if not names:
+        raise InvalidInput("names is empty")
+    saved = await engine.upkeep.save(names, request.text("format") or DOCKER_ARCHIVE)
+
+    async def line() -> AsyncIterator[bytes]:
+        try:
+            parts = [
+                {"Path": os.fspath(part.path), "Size": part.size}
+                if isinstance(part, BlobPart)
+                else {"Data": base64.b64encode(part).decode()}
+                for part in saved.parts()
+            ]
+            yield json.dumps({"Size": saved.size, "Parts": parts}).encode() + b"\n"
+            await asyncio.Event().wait()  # cancelled when the client closes
+        finally:
+            await asyncio.to_thread(saved.close)
+
+    return Response(200, line(), "application/json")
 
 
 def _told(saved: SavedArchive) -> Iterator[bytes]:
@@ -118,4 +146,5 @@ TABLE: list[Route] = [
     ("GET", "/images/get", get_many),
     ("GET", "/images/{name:path}/get", get_one),
     ("POST", "/images/load", Streamed(load)),
+    ("GET", "/wherry/v1/images/save", plan),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,26 @@ def save_command(
     """Write IMAGES to an archive: standard output, or a file. A repository: all of its tags."""
     with files.target(output) as descriptor:
         query = {"names": images, "format": format_}
-        length, parts = app.client.download("/images/get", query=query)
-        for part in progress.counted(parts, length, quiet=quiet or output is None):
-            write_all(descriptor, part)
+        lines = app.client.lines("GET", "/wherry/v1/images/save", query=query)
+        plan = next(lines)
+        try:
+            copied = _copied(plan["Parts"], descriptor)
+            with progress.counting(plan["Size"], quiet=quiet or output is None) as advance:
+                for count in copied:
+                    advance(count)
+        finally:
+            lines.close()  # until now the engine keeps the blobs
+
+
+def _copied(parts: list[dict[str, Any]], descriptor: int) -> Iterator[int]:
+    """Write an archive's parts; how many bytes that were, step by step."""
+    for part in parts:
+        if "Data" in part:
+            data = base64.b64decode(part["Data"])
+            write_all(descriptor, data)
+            yield len(data)
+        else:
+            yield from files.copied(Path(part["Path"]), part["Size"], descriptor)
 
 
 @click.command("load")

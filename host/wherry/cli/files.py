@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -9,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wherry.cli.output import write_all
 from wherry.errors import InvalidInput, StorageError
 
 READ_SIZE = 1 << 20
+COPY_SIZE = 16 << 20
+_NOT_BY_KERNEL = (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""copy_file_range(2): not for these two files."""
 
 
 @contextmanager
@@ -72,3 +77,43 @@ def _read(descriptor: int) -> Iterator[bytes]:
             yield data
     except OSError as error:
         raise InvalidInput(f"cannot read the input: {error.strerror}") from error
+
+
+def copied(source: Path, size: int, descriptor: int) -> Iterator[int]:
+    """Append a file of that size to what `descriptor` writes, by the kernel where it can; how many
+    bytes were copied, step by step.
+
+    Raises:
+        StorageError: it cannot be read, or is shorter.
+    """
+    try:
+        file = source.open("rb", buffering=0)
+    except OSError as error:
+        raise StorageError(f"cannot read {source}: {error.strerror}") from error
+    with file:
+        left = size
+        by_kernel = hasattr(os, "copy_file_range")
+        while left:
+            count = min(left, COPY_SIZE)
+            if by_kernel:
+                try:
+                    done = _by_kernel(file.fileno(), descriptor, count)
+                except OSError as error:
+                    if error.errno not in _NOT_BY_KERNEL:
+                        raise
+                    by_kernel = False  # a pipe, or two file systems
+                    continue
+            else:
+                data = file.read(min(count, READ_SIZE))
+                write_all(descriptor, data)
+                done = len(data)
+            if not done:
+                raise StorageError(f"{source} is shorter than it was")
+            left -= done
+            yield done
+
+
+def _by_kernel(source: int, target: int, count: int) -> int:
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, "only Linux copies between files")
+    return os.copy_file_range(source, target, count)

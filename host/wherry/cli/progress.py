@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -100,16 +101,15 @@ def show_pull(
             bars.stop()
 
 
-def counted(parts: Iterable[bytes], total: int, *, quiet: bool) -> Iterator[bytes]:
-    """Pass pieces of a download on; on a terminal a bar shows how many bytes there were."""
+@contextmanager
+def counting(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """What is called with each number of bytes that are done; a terminal shows a bar."""
     if quiet or not sys.stderr.isatty():
-        yield from parts
+        yield lambda _count: None
         return
     with _bars() as bars:
-        task = bars.add_task("", total=total or None)
-        for part in parts:
-            yield part
-            bars.advance(task, len(part))
+        task = bars.add_task("", total=total)
+        yield lambda count: bars.advance(task, count)
 
 
 def pull(

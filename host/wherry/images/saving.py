@@ -11,12 +11,13 @@ import secrets
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from wherry.errors import ImageNotFound, InvalidInput, StorageError
-from wherry.images.layout import INDEX_FILE, LAYOUT_CONTENT, LAYOUT_FILE, Layout
+from wherry.images.layout import INDEX_FILE, LAYOUT_CONTENT, LAYOUT_FILE
 from wherry.images.media import CONTAINERD_NAME, OCI_INDEX, OCI_MANIFEST, REF_NAME
 from wherry.images.parts import Parts, objects_of
 from wherry.images.reference import parse_reference
@@ -55,6 +56,14 @@ class _Member:
     blob: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BlobPart:
+    """A part of an archive that is a whole file."""
+
+    path: Path
+    size: int
+
+
 class SavedArchive:
     """An archive to be read once. `size`: of all of it, in bytes.
 
@@ -70,16 +79,27 @@ class SavedArchive:
     def pieces(self) -> Iterator[bytes]:
         """The bytes. Raises StorageError when a blob is missing or has another size."""
         try:
-            for member in self._members:
-                yield _header(member)
-                if member.blob:
-                    yield from _contents(self._parts.layout, member)
+            for part in self.parts():
+                if isinstance(part, BlobPart):
+                    yield from _contents(part)
                 else:
-                    yield member.data
-                yield bytes(_padded(member.size) - member.size)
-            yield _END
+                    yield part
         finally:
             self.close()
+
+    def parts(self) -> Iterator[bytes | BlobPart]:
+        """The same, with files in the place of what is in them."""
+        data = b""
+        for member in self._members:
+            data += _header(member)
+            if member.blob:
+                yield data
+                yield BlobPart(self._parts.layout.blob_path(member.blob), member.size)
+                data = b""
+            else:
+                data += member.data
+            data += bytes(_padded(member.size) - member.size)
+        yield data + _END
 
     def close(self) -> None:
         self._parts.db.release(self._holder)
@@ -217,17 +237,17 @@ def _header(member: _Member) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)  # base 256 for sizes from 8 GiB on
 
 
-def _contents(layout: Layout, member: _Member) -> Iterator[bytes]:
-    left = member.size
+def _contents(part: BlobPart) -> Iterator[bytes]:
+    left = part.size
     try:
-        with layout.blob_path(member.blob).open("rb", buffering=0) as file:
+        with part.path.open("rb", buffering=0) as file:
             while left and (piece := file.read(min(left, PIECE_BYTES))):
                 left -= len(piece)
                 yield piece
     except OSError as error:
-        raise StorageError(f"blob {member.blob} cannot be read: {error.strerror}") from error
+        raise StorageError(f"{part.path} cannot be read: {error.strerror}") from error
     if left:
-        raise StorageError(f"blob {member.blob} is shorter than it was")
+        raise StorageError(f"{part.path} is shorter than it was")
 
 
 def _padded(size: int) -> int:
