@@ -1,0 +1,118 @@
+"""Containers back to back, and many at once: nothing of them stays behind.
+
+Thirty rounds; 500 with WHERRY_SOAK=1. The figures are the guest's own (`system.info`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from harness import Wherry, eventually
+
+from wherry.client import Client
+
+pytestmark = [pytest.mark.vm, pytest.mark.soak]
+
+BUSYBOX = "localhost/busybox"
+SOAK = os.environ.get("WHERRY_SOAK") == "1"
+ROUNDS = 500 if SOAK else 30
+AT_ONCE = 100 if SOAK else 25
+
+GROWTH = 2 << 20
+"""Bytes that PID 1 and agent may grow by: Python's arenas fill up unevenly."""
+
+PER_CONTAINER = 3 << 20
+"""Bytes that an idle container may cost beyond its own process."""
+
+
+@pytest.fixture
+def client(wherry: Wherry) -> Iterator[Client]:
+    wherry.run("machine", "start", check=True, timeout=120)
+    it = Client(wherry.home, "default")
+    yield it
+    it.close()
+
+
+def figures(client: Client) -> dict[str, Any]:
+    answer: dict[str, Any] = client.request("GET", "/wherry/v1/machine/guest").json()["figures"]
+    return answer
+
+
+def counts(client: Client) -> dict[str, int]:
+    it = figures(client)
+    return {
+        "mounts": it["mounts"],
+        "cgroups": it["cgroups"],
+        "agent": it["agent"]["descriptors"],
+        "pid1": it["pid1"]["descriptors"],
+    }
+
+
+def create(client: Client, *command: str, **host_config: Any) -> str:
+    body = {
+        "Image": BUSYBOX,
+        "Cmd": list(command),
+        "HostConfig": host_config,
+        "Healthcheck": {"Test": ["CMD", "true"], "Interval": 1_000_000_000},
+    }
+    return str(client.request("POST", "/containers/create", body=body).json()["Id"])
+
+
+def one(client: Client) -> None:
+    """A container from its creation to its removal."""
+    id = create(client, "sh", "-c", "echo out; exit 3")
+    client.request("POST", f"/containers/{id}/start")
+    answer = b"".join(client.stream("POST", f"/containers/{id}/wait"))
+    assert b'"StatusCode": 3' in answer
+    client.request("DELETE", f"/containers/{id}")
+
+
+@pytest.mark.timeout(1800 if SOAK else 240)
+def test_containers_back_to_back_leave_nothing_behind(client: Client) -> None:
+    for _ in range(10):
+        one(client)  # what is allocated once is allocated now
+    settled(client, lambda: True)
+    before, memory = counts(client), figures(client)
+    for _ in range(ROUNDS):
+        one(client)
+    settled(client, lambda: counts(client) == before)
+    after = figures(client)
+    for who in ("agent", "pid1"):
+        grown = after[who]["pss_bytes"] - memory[who]["pss_bytes"]
+        print(f"{who}: {grown >> 10} KiB more after {ROUNDS} containers")
+        assert grown < GROWTH, f"{who} grew by {grown} bytes in {ROUNDS} containers"
+
+
+@pytest.mark.timeout(1800 if SOAK else 240)
+def test_many_run_at_once_and_cost_little(client: Client) -> None:
+    one(client)
+    settled(client, lambda: True)
+    before, memory = counts(client), figures(client)
+    ids = [create(client, "sleep", "100000") for _ in range(AT_ONCE)]
+    try:
+        for id in ids:
+            client.request("POST", f"/containers/{id}/start")
+        running = client.request("GET", "/containers/json").json()
+        assert {item["Id"] for item in running} >= set(ids)
+        during = figures(client)
+        ours = ("agent", "pid1")
+        cost = sum(during[who]["pss_bytes"] - memory[who]["pss_bytes"] for who in ours) / AT_ONCE
+        print(f"{cost / 1024:.0f} KiB of agent and PID 1 for each of {AT_ONCE} idle containers")
+        assert cost < PER_CONTAINER
+        one(client)
+    finally:
+        for id in ids:
+            client.request("DELETE", f"/containers/{id}", query={"force": True})
+    settled(client, lambda: counts(client) == before)
+
+
+def settled(client: Client, condition: Callable[[], bool]) -> None:
+    """Removals go on after their answers: until the guest has none of ours, and `condition`."""
+
+    def done() -> bool:
+        return condition() and figures(client)["cgroups"] <= 2
+
+    eventually("the guest has let go of what was removed", done, seconds=60)
