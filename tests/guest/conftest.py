@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from containers_harness import Machine, open_machine
+from oci_harness import Host, Runtime, find_runtime, open_host, remove_bundles
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +14,31 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     opened = open_machine(tmp_path_factory.mktemp("zygote"))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def oci_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    host = open_host(tmp_path_factory.mktemp("oci"))
+    yield host
+    host.close()
+
+
+@pytest.fixture(params=["wherry", "crun", "runc"])
+def runtime(request: pytest.FixtureRequest, oci_host: Host) -> Iterator[Runtime]:
+    """Each runtime in turn; afterwards everything must be as before."""
+    yield from _clean_runtime(request.param, oci_host)
+
+
+@pytest.fixture
+def wherry_oci(oci_host: Host) -> Iterator[Runtime]:
+    """Ours alone, where a reference of this age cannot do it."""
+    yield from _clean_runtime("wherry", oci_host)
+
+
+def _clean_runtime(name: str, host: Host) -> Iterator[Runtime]:
+    before = host.residue()
+    it = find_runtime(name, host)
+    yield it
+    it.clean()
+    remove_bundles(host)
+    assert host.residue() == before

@@ -481,7 +481,7 @@ def broken_specs(machine: Machine) -> dict[str, tuple[dict, str]]:
             limit,
             "set nonsense.max to 1 (linux.resources.unified.nonsense.max): the cgroup has no",
         ),
-        "bind": (bind, "take /no/such/source for a bind mount: No such file or directory"),
+        "bind": (bind, "take /no/such/source for a bind mount (mounts): No such file or directory"),
         "tmpfs": (tmpfs, "mount tmpfs on /x: Invalid argument (EINVAL)"),
         "unknown field": (unknown, "linux.timeOffsets needs a new time namespace"),
         "command": (machine.spec("nope"), "executable file not found"),

@@ -100,7 +100,7 @@ def test_exec_of_what_cannot_be_run(machine: Machine, container: Running) -> Non
 
 
 def test_exec_does_not_make_directories(machine: Machine, container: Running) -> None:
-    with pytest.raises(StartFailed, match="change to the directory /nowhere: No such file"):
+    with pytest.raises(StartFailed, match=r"directory /nowhere \(process.cwd\): No such file"):
         machine.exec(container, process(machine, "true", cwd="/nowhere"))
 
 

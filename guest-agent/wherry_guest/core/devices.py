@@ -62,7 +62,7 @@ class MakeDevice:
     device: Device
 
     def describe(self) -> str:
-        return f"make the device {self.device.path}"
+        return f"make the device {self.device.path} (linux.devices)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         device = self.device
@@ -107,7 +107,7 @@ class TakeDevice:
     device: Device
 
     def describe(self) -> str:
-        return f"take the device {self.device.path}"
+        return f"take the device {self.device.path} (linux.devices)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         device = self.device

@@ -67,7 +67,7 @@ class TakeBindSource:
     id_maps: IdMaps | None = None
 
     def describe(self) -> str:
-        return f"take {self.source} for a bind mount"
+        return f"take {self.source} for a bind mount (mounts)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         tree = self._open(kernel)
@@ -116,7 +116,7 @@ class TakeFilesystem:
     options: MountOptions
 
     def describe(self) -> str:
-        return f"open the file system {self.fstype}"
+        return f"open the file system {self.fstype} (mounts)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         fd = kernel.fsopen(self.fstype)

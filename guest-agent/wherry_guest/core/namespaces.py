@@ -51,7 +51,7 @@ class JoinNamespace:
     path: str
 
     def describe(self) -> str:
-        return f"join the {self.kind} namespace {self.path}"
+        return f"join the {self.kind} namespace {self.path} (linux.namespaces)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         fd = kernel.open(self.path, os.O_RDONLY)

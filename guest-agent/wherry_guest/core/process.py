@@ -26,6 +26,9 @@ NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+REAPER: Final = "wherry-init"
+"""What the process of `core.reaper` is called."""
+
 _LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
 
 _IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
@@ -191,9 +194,11 @@ class Execute:
         env = self.env
         if state.identity is not None and not any(entry.startswith("HOME=") for entry in env):
             env = (*env, f"HOME={state.identity.home}")
-        path = state.program or self.args[0]
+        path, args = state.program or self.args[0], self.args
+        if state.reaper is not None:
+            path, args = f"/proc/self/fd/{state.reaper}", (REAPER, path, *args)
         try:
-            kernel.execve(path, self.args, env)
+            kernel.execve(path, args, env)
         except OSError as error:
             raise _refusal(self.args[0], path, error.errno or 0) from error
 

@@ -153,7 +153,7 @@ class BecomeUser:
     """
 
     def describe(self) -> str:
-        return "change the user"
+        return "change the user (process.user)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
         identity = state.identity

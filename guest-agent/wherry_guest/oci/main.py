@@ -25,8 +25,8 @@ from wherry_guest.oci.store import Store
 _os: Final[Any] = os
 
 
-def main(argv: list[str]) -> int:
-    """Run one command; its exit code."""
+def main(argv: list[str], kernel: Kernel | None = None) -> int:
+    """Run one command; its exit code. `kernel`: another than the real one, for tests."""
     log = Log()
     command = ""
     try:
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         if given.command is None:
             raise OciError(f"{arguments.PROGRAM}: a command is missing (see --help)")
         command = given.command
-        return _COMMANDS[command](_context(given, log), given) or 0
+        return _COMMANDS[command](_context(given, log, kernel or Kernel()), given) or 0
     except OciError as error:
         log.error(error.message)
         return error.exit_code
@@ -49,12 +49,12 @@ def main(argv: list[str]) -> int:
         return EXEC_FAILED if command == "exec" else FAILED
 
 
-def _context(given: Namespace, log: Log) -> Context:
+def _context(given: Namespace, log: Log, kernel: Kernel) -> Context:
     if sys.platform != "linux":
         raise OciError("containers run on Linux only")
     if given.command not in ("features", "spec") and _os.geteuid() != 0:
         raise OciError("only root can run containers")
-    return Context(Store(given.root), log, Kernel(), given.cgroup_manager != "disabled")
+    return Context(Store(given.root), log, kernel, given.cgroup_manager != "disabled")
 
 
 def _create_options(given: Namespace) -> create.CreateOptions:

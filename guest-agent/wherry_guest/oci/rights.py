@@ -39,7 +39,8 @@ def limited(process: Process, user_namespace: bool, warn: Warn) -> Process:
     if lost := sets.ambient & own & ~ambient:
         words = "is not permitted and inheritable as well"
         warn(f"process.capabilities.ambient: {_names(lost)} {words}")
-    kept = CapabilitySets(*(mask & own for mask in masks[:4]), ambient)
+    bounding, effective, inheritable, permitted = (mask & own for mask in masks[:4])
+    kept = CapabilitySets(bounding, effective, inheritable, permitted, ambient)
     return process if kept == sets else replace(process, capabilities=kept)
 
 
