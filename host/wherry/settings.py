@@ -21,6 +21,7 @@ _ENVIRONMENT = {
     "default_machine": "WHERRY_MACHINE",
     "insecure_registries": "WHERRY_INSECURE_REGISTRIES",
 }
+_NUMBERS = ("cpus", "memory_mib", "disk_gib", "image_limit_gib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Settings:
         insecure_registries: `host[:port]` that may be asked over HTTP (loopback always may).
         registry_mirrors: a registry's domain to the base URLs that are asked before it, in order.
         registry_ca: `host[:port]` to a PEM file of CAs that its certificate may be signed by.
+        image_limit_gib: how much a layer, or an archive of images, may unpack to.
         cpus, memory_mib, disk_gib: the size of a new machine; 0: chosen from the host's.
     """
 
@@ -46,6 +48,7 @@ class Settings:
     insecure_registries: tuple[str, ...] = ()
     registry_mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     registry_ca: tuple[tuple[str, str], ...] = ()
+    image_limit_gib: int = 64
     cpus: int = 0
     memory_mib: int = 0
     disk_gib: int = 64
@@ -97,7 +100,7 @@ def _checked(file: Path, key: str, value: object) -> object:
         if isinstance(value, dict) and _all_text([*value, *value.values()]):
             return tuple(value.items())
         raise InvalidInput(f"{file}: {key} must map hosts to files")
-    wanted: type = int if key in ("cpus", "memory_mib", "disk_gib") else str
+    wanted: type = int if key in _NUMBERS else str
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise InvalidInput(f"{file}: {key} must be of type {wanted.__name__}")
     return value

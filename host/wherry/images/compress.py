@@ -66,7 +66,7 @@ class DiffReader:
             if self.count > self._max_bytes:
                 raise LayerError(
                     f"the layer unpacks to more than {self._max_bytes >> 20} MiB",
-                    hint="raise the limit if the image is known to be good",
+                    hint="if it is known to be good, raise `image_limit_gib` in config.yml",
                 )
             self._hash.update(self._rest)
         if most < 0 or most >= len(self._rest):

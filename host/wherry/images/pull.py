@@ -64,6 +64,11 @@ class ImageLimits:
     archive: ArchiveLimits = field(default_factory=ArchiveLimits)
 
 
+def limits_of_size(count: int) -> ImageLimits:
+    """The usual limits, but that a layer, or an archive, may unpack to so many bytes."""
+    return ImageLimits(layer_bytes=count, archive=ArchiveLimits(total_bytes=count))
+
+
 @dataclass(frozen=True, slots=True)
 class FoundImage:
     """An image at its source.

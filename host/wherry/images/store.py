@@ -34,6 +34,7 @@ from wherry.images.pull import (
     ImageLimits,
     RegistrySource,
     find_image,
+    limits_of_size,
 )
 from wherry.images.rebuild import rebuild_if_lost
 from wherry.images.reference import Reference, parse_reference, parse_tagged
@@ -81,7 +82,7 @@ class ImageStore:
         retry: RetryPolicy | None = None,
         own_process_bytes: int = OWN_PROCESS_BYTES,
     ) -> None:
-        self._limits = limits or ImageLimits()
+        self._limits = limits or limits_of_size(settings.image_limit_gib << 30)
         self._transport = Transport(trust=default_trust(settings.registry_ca))
         self._registries = Registries(settings, self._transport, retry)
         with disk_errors():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import boot, commands, core, image, layers, pull, streams
+from . import boot, commands, core, image, images, layers, pull, store, streams
 
 GROUPS: dict[str, ModuleType] = {
     "image": image,
     "boot": boot,
     "layers": layers,
     "pull": pull,
+    "images": images,
+    "store": store,
     "core": core,
     "commands": commands,
     "streams": streams,
