@@ -205,6 +205,17 @@ def kept_capabilities(made: Filter | None, no_new_privileges: bool) -> int:
     return 0 if made is None or no_new_privileges else _SYS_ADMIN
 
 
+def seccomp_features() -> dict[str, list[str]]:
+    """What a Features object says about seccomp (runtime-spec features-linux.md)."""
+    return {
+        "actions": list(_ACTIONS),
+        "operators": [f"SCMP_CMP_{operator}" for operator in _OPERATORS],
+        "archs": [name for table in _MACHINES.values() for name in table],
+        "knownFlags": list(_FLAGS),
+        "supportedFlags": list(_FLAGS),
+    }
+
+
 class _Program(ctypes.Structure):
     """struct sock_fprog, uapi/linux/filter.h."""
 

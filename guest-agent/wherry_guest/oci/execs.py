@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wherry_guest.core.fields import SpecError
 from wherry_guest.core.launch import Descriptors
 from wherry_guest.core.plan import Options, exec_plan
+from wherry_guest.core.seccomp import Filters
 from wherry_guest.core.spec import parse_process
 from wherry_guest.oci import birth, bundle, console, rights
 from wherry_guest.oci.create import wait, write_pid_file
@@ -73,8 +74,10 @@ def _start(context: Context, entry: Entry, options: ExecOptions) -> tuple[int, i
     data = _process(config["process"], options)
     namespaces = {item["type"] for item in config["linux"]["namespaces"]}
     personality = ((config["linux"].get("personality") or {}).get("domain")) or None
+    profile = config["linux"].get("seccomp")
     try:
         process = parse_process(data, context.log.warning)
+        seccomp = Filters().get(profile) if profile else None
     except SpecError as error:
         raise OciError(str(error)) from error
     process = rights.limited(process, "user" in namespaces, context.log.warning)
@@ -91,7 +94,8 @@ def _start(context: Context, entry: Entry, options: ExecOptions) -> tuple[int, i
         stack.callback(os.close, pidfd)
         cgroup_fd = _open_cgroup(entry, options.cgroup, stack)
         wanted = Options(None, tty, preserved=options.preserved)
-        plan = exec_plan(process, wanted, pidfd, context.layout, "user" in namespaces, personality)
+        own = ("user" in namespaces, personality, seccomp)
+        plan = exec_plan(process, wanted, pidfd, context.layout, *own)
         fds = Descriptors(() if tty else (0, 1, 2), cgroup_fd, [pidfd], preserved=options.preserved)
         born = birth.bear(context.kernel, plan, fds, lambda pid: None, beside=pidfd)
         try:

@@ -13,6 +13,7 @@ import wherry_guest
 from wherry_guest.core.capabilities import NAMES
 from wherry_guest.core.hooks import STAGES, STATE_VERSION
 from wherry_guest.core.mount_options import MODES
+from wherry_guest.core.seccomp import seccomp_features
 from wherry_guest.core.spec import NAMESPACE_TYPES
 from wherry_guest.oci.errors import OciError
 from wherry_guest.oci.store import CONFIG
@@ -38,7 +39,7 @@ def features() -> dict[str, Any]:
                 "systemdUser": False,
                 "rdma": True,
             },
-            "seccomp": {"enabled": False},
+            "seccomp": {"enabled": True, **seccomp_features()},
             "apparmor": {"enabled": False},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
