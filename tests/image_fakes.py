@@ -249,6 +249,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._registry()
 
+    def released(self) -> bool:
+        """Say nothing until the test is over, or for half a minute (False)."""
+        return self.fake.released.wait(30)
+
     def do_CONNECT(self) -> None:
         """As a proxy that lets nobody through."""
         self.fake.tunnels.append((self.command, self.path))

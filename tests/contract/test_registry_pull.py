@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from image_fakes import tar_of
+from harness import eventually
+from image_fakes import FakeImage, FakeRegistry, Handler, digest, running, tar_of
 from needs import require
 from registry import RunningRegistry, skopeo, write_layout
 
@@ -260,6 +261,39 @@ def test_a_killed_pull_is_finished_by_the_next_one(
     store.remove(name)
     assert list((home.store / "blobs" / "sha256").iterdir()) == []
     store.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("own_process_bytes", [1, 1 << 40], ids=["process", "here"])
+def test_a_pull_killed_in_the_middle_of_a_blob_goes_on_there(
+    home: Home, own_process_bytes: int
+) -> None:
+    image = FakeImage([tar_of({"noise": os.urandom(3 << 20)})])
+    blob = image.layers[0]
+
+    def half(handler: Handler) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(blob)))
+        handler.end_headers()
+        handler.wfile.write(blob[: 2 << 20])
+        handler.wfile.flush()
+        return handler.released()
+
+    with running(FakeRegistry()) as fake:
+        name = fake.add("a", "1", image)
+        fake.fault(digest(blob), half, times=1)
+        puller = start_pull(home, name, own_process_bytes)
+        partial = home.ingest / f"{digest(blob)[7:]}.partial"
+        eventually("half of the blob", lambda: partial.exists() and partial.stat().st_size >> 20)
+        puller.kill()
+        puller.communicate(timeout=10)
+        had = partial.stat().st_size
+        store = ImageStore(home, Settings(), own_process_bytes=own_process_bytes)
+        pulled = pull(store, name)
+        assert [layer.diff_id for layer in store.layer_files(pulled)] == [digest(image.tars[0])]
+        assert fake.headers[-1]["Range"] == f"bytes={had}-"
+        assert not partial.exists()
+        store.close()
 
 
 def kill_when(puller: subprocess.Popen[str], status: str, times: int) -> set[str]:

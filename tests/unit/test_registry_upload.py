@@ -34,7 +34,7 @@ def other() -> Iterator[FakeRegistry]:
 
 
 def writer(registry: FakeRegistry, credentials: Credentials | None = None) -> RegistryWriter:
-    transport = Transport(connect_seconds=5, read_seconds=5)
+    transport = Transport(connect_seconds=5, read_seconds=5, commit_seconds=0.5)
     return RegistryWriter(
         RegistryClient(
             registry.host, credentials or Credentials(), transport=transport, policy=QUICK
@@ -176,6 +176,18 @@ def test_a_registry_that_takes_nothing_is_left(registry: FakeRegistry) -> None:
     registry.fault("/uploads/", nothing)
     with pytest.raises(RegistryError, match="has taken nothing"):
         put(registry, BIG)
+
+
+def test_a_registry_that_stalls_is_asked_again(registry: FakeRegistry) -> None:
+    def stall(handler: Handler) -> bool:
+        if handler.command != "PATCH":
+            return False
+        assert handler.released(), "the test's end"
+        return True
+
+    registry.fault("/uploads/upload", stall, times=1)
+    assert put(registry, BIG) is Outcome.UPLOADED
+    assert len(registry.sent("PATCH")) == 2
 
 
 def test_too_many_requests_are_waited_out(registry: FakeRegistry) -> None:

@@ -24,7 +24,7 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 """A connection on which nothing arrives for so long is broken."""
 
-COMMIT_SECONDS = 300.0
+COMMIT_SECONDS = 120.0
 """How long a registry may take to put an upload into its place: it may have to copy it."""
 
 USER_AGENT = f"wherry/{__version__}"
@@ -48,9 +48,11 @@ class Transport:
         trust: Trust | None = None,
         connect_seconds: float = CONNECT_SECONDS,
         read_seconds: float = READ_SECONDS,
+        commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self.trust = trust or Trust()
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
+        self._patience = urllib3.Timeout(connect=connect_seconds, read=commit_seconds)
         self._managers: dict[_Way, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
@@ -79,9 +81,6 @@ class Transport:
         if form is not None:
             body = urllib.parse.urlencode(form).encode()
             sent["Content-Type"] = "application/x-www-form-urlencoded"
-        timeout = self._timeout
-        if patient:
-            timeout = urllib3.Timeout(connect=timeout.connect_timeout, read=COMMIT_SECONDS)
         return self._manager(url, verify).request(
             method,
             url,
@@ -90,7 +89,7 @@ class Transport:
             redirect=False,
             retries=False,
             preload_content=False,
-            timeout=timeout,
+            timeout=self._patience if patient else self._timeout,
         )
 
     def close(self) -> None:
