@@ -2,6 +2,7 @@
 
 convert TAR OUT     a layer's tar to an EROFS image; prints its entries
 pull HOME NAME      an image from a registry, until all its layers' files are there
+push HOME NAME      an image to a registry
 """
 
 from __future__ import annotations
@@ -30,9 +31,19 @@ def pull(home: Home, name: str) -> None:
         store.close()
 
 
+def push(home: Home, name: str) -> None:
+    store = ImageStore(home, Settings())
+    try:
+        print(store.distribution.push(name, Credentials()).digest)
+    finally:
+        store.close()
+
+
 if __name__ == "__main__":
     command, first, second = sys.argv[1:]
     if command == "convert":
         convert(Path(first), Path(second))
+    elif command == "push":
+        push(Home(Path(first)), second)
     else:
         pull(Home(Path(first)), second)

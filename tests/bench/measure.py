@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import subprocess
 import threading
@@ -49,8 +50,17 @@ class Finished:
     stdout: str
 
 
+def run_tree(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Finished:
+    """As `run`, but `peak_bytes` is of the process and all below it, together."""
+    return run(argv, env=env, tree=True)
+
+
 def run(
-    argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    tree: bool = False,
 ) -> Finished:
     """Run a program to its end.
 
@@ -67,7 +77,7 @@ def run(
         stderr=subprocess.PIPE,
         text=True,
     )
-    with _Peak(process.pid) as peak:
+    with (_TreePeak if tree else _Peak)(process.pid) as peak:
         try:
             stdout, stderr = process.communicate(timeout=RUN_SECONDS)
         except subprocess.TimeoutExpired:
@@ -85,6 +95,7 @@ class _Peak:
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0
+        self._pid = pid
         self._status = Path(f"/proc/{pid}/status")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -105,3 +116,30 @@ class _Peak:
                 return
             found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
             self.bytes = max(self.bytes, *(kib * _KIB for kib in found), 0)
+
+
+class _TreePeak(_Peak):
+    """The largest sum of the resident sets of a process and its descendants, sampled; what they
+    share counts for each."""
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_PEAK_INTERVAL):
+            self.bytes = max(self.bytes, sum(_resident(pid) for pid in _descendants(self._pid)))
+
+
+def _descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for one in found:
+        for children in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has ended
+                found += [int(child) for child in children.read_text().split()]
+    return found
+
+
+def _resident(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith("VmRSS:"))
