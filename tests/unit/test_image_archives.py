@@ -119,8 +119,8 @@ def test_what_is_saved_is_loaded_with_ids_names_and_contents(
     image = store.archives.import_rootfs(iter([tar_of({"a": b"1" * 5000})]), name="one:1")
     store.archives.import_rootfs(iter([gz(tar_of({"b": b"2"}))]), name="two")
     assert load(other, saved(store, "one:1", "two")) == [
-        "docker.io/library/one:1",
-        "docker.io/library/two:latest",
+        "one:1",
+        "two:latest",
     ]
     assert other.resolve("one:1") == image
     assert [it.tags for it in other.list()] == [it.tags for it in store.list()]
@@ -191,13 +191,13 @@ def test_nothing_is_kept_for_a_save_that_was_closed(store: ImageStore, home: Hom
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
 def test_archives_may_be_compressed(store: ImageStore, compress: Callable[[bytes], bytes]) -> None:
     data = compress(docker_archive(simple_image(), "a:1"))
-    assert load(store, data) == ["docker.io/library/a:1"]
+    assert load(store, data) == ["a:1"]
 
 
 @pytest.mark.parametrize("compress", [bytes, gz, zstd.compress])
 def test_an_image_layout_is_loaded(store: ImageStore, compress: Callable[[bytes], bytes]) -> None:
     fake = FakeImage([tar_of({"a": b"1"}), tar_of({"b": b"2"})], compress=compress)
-    assert load(store, oci_archive(fake, names=("some:1",))) == ["docker.io/library/some:1"]
+    assert load(store, oci_archive(fake, names=("some:1",))) == ["some:1"]
     assert store.resolve("some:1").id == fake.id
     assert store.resolve("some:1").manifest_digest == fake.manifest_digest
 
@@ -205,7 +205,7 @@ def test_an_image_layout_is_loaded(store: ImageStore, compress: Callable[[bytes]
 def test_an_old_docker_archive_keeps_the_images_id(store: ImageStore) -> None:
     fake = FakeImage([tar_of({"a": b"1"}), tar_of({"b": b"2"})])
     assert load(store, docker_archive(fake, "a:1", "localhost/b:2")) == [
-        "docker.io/library/a:1",
+        "a:1",
         "localhost/b:2",
     ]
     assert store.resolve("a:1").id == fake.id
@@ -231,7 +231,7 @@ def test_links_between_layers_are_followed(store: ImageStore) -> None:
             info = tarfile.TarInfo(f"./{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    assert load(store, out.getvalue()) == ["docker.io/library/a:1"]
+    assert load(store, out.getvalue()) == ["a:1"]
 
 
 def test_images_that_share_a_layer_in_two_forms_are_loaded(store: ImageStore) -> None:
@@ -245,7 +245,7 @@ def test_images_that_share_a_layer_in_two_forms_are_loaded(store: ImageStore) ->
 def test_a_name_that_moves_is_told(store: ImageStore) -> None:
     load(store, docker_archive(simple_image(b"1"), "a:1"))
     (loaded,) = store.archives.load(iter([docker_archive(simple_image(b"2"), "a:1")]))
-    assert loaded.renamed == ("docker.io/library/a:1",)
+    assert loaded.renamed == ("a:1",)
     assert len(store.list()) == 2
 
 

@@ -14,9 +14,8 @@ from wherry.api.bodies import blocking, from_thread
 from wherry.api.http import Request, Response, Route, Streamed, json_lines
 from wherry.api.images import progress_message, pull
 from wherry.api.progress import Message, Report, with_progress
+from wherry.engine.upkeep import DOCKER_ARCHIVE, BlobPart, SavedArchive
 from wherry.errors import InvalidInput, NotImplementedYet, WherryError
-from wherry.images.reference import parse_reference
-from wherry.images.saving import DOCKER_ARCHIVE, BlobPart, SavedArchive
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -95,12 +94,11 @@ async def load(engine: Engine, request: Request) -> Response:
         loaded = await engine.upkeep.load(chunks, platform, None if quiet else event)
         for image in loaded:
             for name in image.renamed:
-                shown = parse_reference(name).familiar
                 report(
-                    {"stream": f"The image {shown} already exists: the old one loses that name\n"}
+                    {"stream": f"The image {name} already exists: the old one loses that name\n"}
                 )
             for name in image.names:
-                report({"stream": f"Loaded image: {parse_reference(name).familiar}\n"})
+                report({"stream": f"Loaded image: {name}\n"})
             if not image.names:
                 report({"stream": f"Loaded image ID: {image.id}\n"})
         return None

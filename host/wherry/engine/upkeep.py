@@ -16,18 +16,19 @@ from wherry.engine.image_filters import PRUNING, Filters, image_filter, is_true
 from wherry.engine.images import Images
 from wherry.engine.model import Event
 from wherry.engine.ports import StorePort
-from wherry.images.reference import parse_reference
+from wherry.images.saving import DOCKER_ARCHIVE, BlobPart, SavedArchive
 
 if TYPE_CHECKING:
     from wherry.images.comparing import Difference
     from wherry.images.exploring import Exploration
     from wherry.images.loading import Loaded
     from wherry.images.pruning import Pruned
-    from wherry.images.saving import SavedArchive
     from wherry.images.store import Image
     from wherry.images.store_db import TagChange
     from wherry.images.usage import Usage
     from wherry.images.verifying import Verified
+
+__all__ = ["DOCKER_ARCHIVE", "BlobPart", "SavedArchive", "Upkeep"]
 
 Report = Callable[[Any], None]
 
@@ -64,8 +65,7 @@ class Upkeep:
         )
         for image in loaded:
             for name in image.names or (image.id,):
-                shown = parse_reference(name).familiar if image.names else name
-                self._publish("load", image.id, shown)
+                self._publish("load", image.id, name)
         return loaded
 
     async def import_rootfs(

@@ -9,7 +9,7 @@ is taken whole or not at all: names are given when every layer of every image is
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from wherry.images.parts import Parts, objects_of
 from wherry.images.platform import Platform
 from wherry.images.progress import Reporter
 from wherry.images.pull import FoundImage, find_image
+from wherry.images.reference import parse_reference
 from wherry.images.registry import ManifestReply
 from wherry.images.spool import WHAT, Archive, SpooledFile, read_archive
 from wherry.images.store_db import LayerRow
@@ -136,11 +137,12 @@ class _Load:
         take(parts, image.found, None, tag, None, self._reporter, holder=holder)
         for name in image.names[1:]:
             parts.db.set_tag(name, image.found.id)
-        return Loaded(
-            image.found.id,
-            image.names,
-            tuple(name for name, old in before.items() if old not in (None, image.found.id)),
-        )
+        moved = [name for name, old in before.items() if old not in (None, image.found.id)]
+        return Loaded(image.found.id, _familiar(image.names), _familiar(moved))
+
+
+def _familiar(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(parse_reference(name).familiar for name in names)
 
 
 def _images(parts: Parts, archive: Archive, wanted: Platform | None) -> list[_FoundNamed]:
