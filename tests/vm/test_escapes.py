@@ -253,11 +253,11 @@ def test_packets_of_a_container_stay_in_its_namespace(wherry: Wherry) -> None:
 
 @pytest.mark.parametrize("gateway", ["10.0.2.2", "10.0.2.3"])
 def test_the_hosts_loopback_is_out_of_reach(wherry: Wherry, gateway: str) -> None:
-    script = f"nc -w 2 {gateway} 22 < /dev/null"
-    assert shell(wherry, script, "--network", "host")[0] != 0
-    assert (
-        shell(wherry, "nc -l -p 7777 & sleep 0; nc -w 2 127.0.0.1 7777 </dev/null; kill $!")[0] == 0
-    )
+    closed = f"nc -w 2 {gateway} 22 < /dev/null"
+    assert shell(wherry, closed, "--network", "host")[0] != 0
+    opened = """nc -l -p 7777 & i=0
+until nc -w 2 127.0.0.1 7777 < /dev/null; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; done"""
+    assert shell(wherry, opened, "--network", "host")[0] == 0
 
 
 def test_no_new_privileges_makes_setuid_programs_harmless(wherry: Wherry) -> None:
