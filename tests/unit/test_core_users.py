@@ -43,6 +43,14 @@ def test_without_a_name_the_numbers_are_taken_and_home_is_looked_up() -> None:
     assert resolve(user, PASSWD, GROUP) == Identity(33, 5, (9, 10), "/srv/web")
 
 
+def test_more_groups_are_names_or_numbers() -> None:
+    user = User(username="web", additional_gids=(9,), additional_groups=("adm", "7", "9"))
+    assert resolve(user, PASSWD, GROUP).groups == (50, 4, 9, 7)
+    assert resolve(User(additional_groups=("staff",)), PASSWD, GROUP).groups == (50,)
+    with pytest.raises(SetupError, match="unable to find group none"):
+        resolve(User(additional_groups=("none",)), PASSWD, GROUP)
+
+
 @pytest.mark.parametrize(
     ("username", "message"),
     [

@@ -79,6 +79,9 @@ from wherry_guest.zygote import Rootfs
 if TYPE_CHECKING:
     from wherry_guest.core.steps import Step
 
+INIT_ANNOTATION: Final = "io.wherry.init"
+"""`true`: the command runs under a first process that forwards signals and reaps."""
+
 _UMASK: Final = 0o022
 _NOFILE: Final = "RLIMIT_NOFILE"
 
@@ -316,7 +319,15 @@ def _container_steps(
     start: list[Step] = [AwaitStart()] if options.await_start else []
     if options.about is not None and (hooks := spec.hooks.at("startContainer")):
         start.append(RunHooks("startContainer", "created", hooks, options.about))
-    return [*steps, *tail, *start, *_last_steps(spec.process, spec.seccomp)]
+    return [*steps, *tail, *_reaper_steps(spec), *start, *_last_steps(spec.process, spec.seccomp)]
+
+
+def _reaper_steps(spec: Spec) -> list[Step]:
+    if dict(spec.annotations).get(INIT_ANNOTATION) != "true":
+        return []
+    from wherry_guest.core import reaper  # here: few containers want it, and PID 1 is small
+
+    return [reaper.TakeReaper(reaper.program())]
 
 
 def _early_hook_steps(spec: Spec, options: Options) -> list[Step]:

@@ -46,13 +46,17 @@ RLIMITS: Final[Mapping[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """`process.user`. `username` (resolved in the container) takes the place of uid and gid."""
+    """`process.user`. `username` (resolved in the container) takes the place of uid and gid.
+
+    `additional_groups`, our own field, are names or numbers, resolved there too.
+    """
 
     uid: int = 0
     gid: int = 0
     umask: int | None = None
     additional_gids: tuple[int, ...] = ()
     username: str = ""
+    additional_groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +284,7 @@ def _parse_user(user: Fields) -> User:
         umask=umask,
         additional_gids=tuple(user.list("additionalGids", int)),
         username=user.get("username", str, ""),
+        additional_groups=user.strings("additionalGroups"),
     )
     user.finish()
     return parsed

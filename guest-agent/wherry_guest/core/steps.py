@@ -67,6 +67,7 @@ class State:
         user_namespace: the descriptor of the one that will be entered.
         outer_pid: this process's pid as its maker sees it, when it is needed.
         program: the file to execute, once it was found.
+        reaper: the descriptor of the program that is to execute that one, if any is.
         identity: who the process will be.
         terminal: the pty's slave, when there is one.
         masked_directory: a path that has the empty read-only directory on it already.
@@ -80,6 +81,7 @@ class State:
     user_namespace: int | None = None
     outer_pid: int = 0
     program: str | None = None
+    reaper: int | None = None
     identity: Identity | None = None
     terminal: int | None = None
     masked_directory: str | None = None

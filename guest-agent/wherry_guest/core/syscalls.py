@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 from wherry_guest.core.copytree import copy_contents
 from wherry_guest.core.holder import Holder, hold, let_go
 from wherry_guest.core.programs import ProgramEnd, run_program
+from wherry_guest.core.structures import CapData, CapHeader, CloneArgs, MountAttr, OpenHow
 
 # uapi/linux/mount.h
 MS_RDONLY: Final = 0x1
@@ -130,6 +131,8 @@ _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC, uapi/linux/mount.h
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # uapi/linux/keyctl.h
 _IOPRIO_WHO_PROCESS: Final = 1  # uapi/linux/ioprio.h
 _OPENAT2_TRIES: Final = 100
+_F_ADD_SEALS: Final = 1033  # uapi/linux/fcntl.h
+_ALL_SEALS: Final = 0xF  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE
 _NLMSG_ERROR: Final = 2  # uapi/linux/netlink.h
 _NLMSG_HEADER: Final = 16
 _SIGCHLD: Final = 17  # asm-generic/signal.h
@@ -138,44 +141,6 @@ _RLIM_INFINITY: Final = 2**64 - 1  # asm-generic/resource.h: ~0UL
 # Names of the standard library that exist on POSIX or Linux only; mypy checks all platforms.
 _os: Final[Any] = os
 _socket: Final[Any] = socket
-
-
-class _CloneArgs(ctypes.Structure):
-    """struct clone_args, uapi/linux/sched.h (CLONE_ARGS_SIZE_VER2)."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size",
-            "tls", "set_tid", "set_tid_size", "cgroup",
-        )
-    )  # fmt: skip
-
-
-class _MountAttr(ctypes.Structure):
-    """struct mount_attr, uapi/linux/mount.h."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
-    )
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how, uapi/linux/openat2.h."""
-
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
-
-
-class _CapHeader(ctypes.Structure):
-    """struct __user_cap_header_struct, uapi/linux/capability.h."""
-
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
-class _CapData(ctypes.Structure):
-    """struct __user_cap_data_struct, uapi/linux/capability.h; two of them make 64 bits."""
-
-    _fields_ = tuple((name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable"))
 
 
 _libc_cache: Any = None
@@ -272,21 +237,21 @@ class Kernel:
         self, directory: int, path: str, recursive: bool, attr_set: int, attr_clear: int
     ) -> None:
         """Change MOUNT_ATTR_* flags of the mount at `path`, or (path "") of the descriptor."""
-        attr = _MountAttr(attr_set, attr_clear, 0, 0)
+        attr = MountAttr(attr_set, attr_clear, 0, 0)
         flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
         args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
         _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
 
     def set_propagation(self, directory: int, path: str, recursive: bool, mode: int) -> None:
         """Change the propagation (MS_PRIVATE, MS_SLAVE, …) of a mount, given as above."""
-        attr = _MountAttr(0, 0, mode, 0)
+        attr = MountAttr(0, 0, mode, 0)
         flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
         args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
         _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
 
     def set_id_map(self, tree: int, recursive: bool, user_namespace: int) -> None:
         """Map owners in the detached mount `tree` as the user namespace does; only once."""
-        attr = _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+        attr = MountAttr(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
         flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
         args = (tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
         _syscall(_MOUNT_SETATTR, "mount_setattr", *args)
@@ -320,7 +285,7 @@ class Kernel:
         cgroup saves the migration, which waits for an RCU grace period (tens of milliseconds).
         """
         # with CLONE_PARENT the signal is the parent's own; the kernel refuses another one
-        args = _CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
+        args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
         if cgroup is not None:
             args.flags |= CLONE_INTO_CGROUP
             args.cgroup = cgroup
@@ -361,12 +326,12 @@ class Kernel:
 
     def capset(self, effective: int, permitted: int, inheritable: int) -> None:
         """Set the calling process's sets; each is a 64-bit mask."""
-        header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+        header = CapHeader(_CAPABILITY_VERSION_3, 0)
         halves = [
-            _CapData(*(mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)))
+            CapData(*(mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)))
             for shift in (0, 32)
         ]
-        data = (_CapData * 2)(*halves)
+        data = (CapData * 2)(*halves)
         _check(_libc().capset(ctypes.byref(header), ctypes.byref(data)), "capset")
 
     def setgroups(self, groups: Sequence[int]) -> None:
@@ -484,7 +449,7 @@ class Kernel:
         self, directory: int, path: str | bytes, flags: int, resolve: int, mode: int = 0
     ) -> int:
         """openat2(2): `resolve` (RESOLVE_*) holds for every part of `path`."""
-        how = _OpenHow(flags | _os.O_CLOEXEC, mode, resolve)
+        how = OpenHow(flags | _os.O_CLOEXEC, mode, resolve)
         args = (directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
         for _ in range(_OPENAT2_TRIES):
             try:
@@ -492,6 +457,13 @@ class Kernel:
             except BlockingIOError:  # EAGAIN: something was renamed on the way; openat2(2)
                 continue
         return _syscall(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
+
+    def sealed_file(self, name: str, data: bytes) -> int:
+        """A file in memory that nobody can change any more; closed on exec."""
+        fd: int = _os.memfd_create(name, _os.MFD_CLOEXEC | _os.MFD_ALLOW_SEALING)
+        os.write(fd, data)
+        _check(_libc().fcntl(fd, _F_ADD_SEALS, ctypes.c_int(_ALL_SEALS)), "fcntl")
+        return fd
 
     def copy_contents(self, source: int, target: int) -> None:
         """Fill the open directory `target`, if it is empty; see `core.copytree`."""

@@ -88,9 +88,11 @@ def resolve(user: User, accounts: Iterable[Account], groups: Iterable[Group]) ->
         SetupError: a name that stands in no file.
     """
     accounts, groups = list(accounts), list(groups)
+    named = [_find_group(name, groups) for name in user.additional_groups]
+    added = (*user.additional_gids, *named)
     if not user.username:
         home = next((entry.home for entry in accounts if entry.uid == user.uid), "")
-        return Identity(user.uid, user.gid, _unique(user.additional_gids), home or "/")
+        return Identity(user.uid, user.gid, _unique(added), home or "/")
     name, _, group = user.username.partition(":")
     account = _find_account(name or "0", accounts)
     gid = account.gid
@@ -99,7 +101,7 @@ def resolve(user: User, accounts: Iterable[Account], groups: Iterable[Group]) ->
         gid = _find_group(group, groups)
     else:
         more = tuple(entry.gid for entry in groups if account.name in entry.members)
-    return Identity(account.uid, gid, _unique((*more, *user.additional_gids)), account.home or "/")
+    return Identity(account.uid, gid, _unique((*more, *added)), account.home or "/")
 
 
 def _find_account(name: str, accounts: list[Account]) -> Account:
@@ -141,7 +143,8 @@ class ResolveUser:
 
     def execute(self, kernel: Kernel, state: State) -> None:
         accounts = parse_passwd(read_file(kernel, "/etc/passwd"))
-        groups = parse_group(read_file(kernel, "/etc/group")) if self.user.username else []
+        by_name = self.user.username or self.user.additional_groups
+        groups = parse_group(read_file(kernel, "/etc/group")) if by_name else []
         state.identity = resolve(self.user, accounts, groups)
 
 
