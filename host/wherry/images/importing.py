@@ -84,8 +84,9 @@ def import_rootfs(
 def _image(layer: ReceivedLayer, config: dict[str, Any], new: NewImage) -> FoundImage:
     row = layer.row
     platform = new.platform or default_platform()
-    created = datetime.fromtimestamp((new.created_ns or time.time_ns()) // 10**9, UTC)
-    stamp = created.strftime("%Y-%m-%dT%H:%M:%SZ")
+    seconds, nanoseconds = divmod(new.created_ns or time.time_ns(), 10**9)
+    created = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    stamp = f"{created}.{nanoseconds:09d}Z"  # so that two imports of one tar are two images
     fields: dict[str, Any] = {
         "created": stamp,
         "architecture": platform.architecture,
