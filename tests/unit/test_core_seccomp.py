@@ -15,12 +15,15 @@ from recording_kernel import RecordingKernel
 
 from wherry_guest.core.capabilities import CapabilitySets, SetCapabilities, mask_of
 from wherry_guest.core.fields import SpecError
+from wherry_guest.core.plan import Layout, Options, exec_plan
+from wherry_guest.core.process import CloseOnExec, Execute, NoNewPrivileges
 from wherry_guest.core.seccomp import (
     Filters,
     InstallFilter,
     compile_profile,
     kept_capabilities,
 )
+from wherry_guest.core.spec import parse_process
 from wherry_guest.core.steps import State, run
 from wherry_guest.core.syscall_numbers import ARCHITECTURES, known_names, numbers
 
@@ -395,3 +398,19 @@ def test_numbers_are_those_of_libseccomp() -> None:
                 assert ours == theirs, (architecture, name)
             elif theirs >= 0:
                 pytest.fail(f"{architecture} lacks {name}, which is {theirs}")
+
+
+# The plan.
+
+
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_nothing_but_the_exec_comes_after_the_filter(no_new_privileges: bool) -> None:
+    process = parse_process({"args": ["true"], "noNewPrivileges": no_new_privileges})
+    made = compile_profile(profile(allow("read")), "x86_64")
+    plan = exec_plan(process, Options(None), 3, Layout(), seccomp=made)
+    assert isinstance(plan.inside[-1], Execute)
+    assert isinstance(plan.inside[-2], InstallFilter)
+    assert isinstance(plan.inside[-3], CloseOnExec)  # a filter may refuse close_range
+    assert any(isinstance(step, NoNewPrivileges) for step in plan.inside) is no_new_privileges
+    (sets,) = (step for step in plan.inside if isinstance(step, SetCapabilities))
+    assert sets.kept == (0 if no_new_privileges else ADMIN)

@@ -58,7 +58,7 @@ def run_program(
         _become(kernel, path, args, env, input_reader, output_writer)
     os.close(input_reader)
     os.close(output_writer)
-    os.set_blocking(input_writer, False)
+    _os.set_blocking(input_writer, False)
     watch = _Watch(kernel.pidfd_open(pid), input_writer, output_reader, text)
     try:
         ended = watch.run(timeout)
