@@ -132,3 +132,15 @@ def test_an_exec_is_taken_over(tmp_path: Path) -> None:
         await until(lambda: execs.get(running).exit_code == 6, "the exec's exit")
 
     play(tmp_path, scene)
+
+
+def test_what_containers_hold_is_held_again_when_the_store_forgot_it(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        container = await world.create("box")
+        (holder,) = world.store.held
+        world.store.held.clear()
+        await world.kill_engine()
+        assert list(world.store.held) == [holder]
+        assert holder.endswith(container.id)
+
+    play(tmp_path, scene)

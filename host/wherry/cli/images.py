@@ -70,7 +70,8 @@ def images_command(
     wanted = parse_filters(filters)
     if reference:
         wanted.setdefault("reference", []).append(reference)
-    query = {"all": show_all, "filters": wanted}
+    with_shared = any(field in (format_ or "") for field in ("SharedSize", "UniqueSize"))
+    query = {"all": show_all, "filters": wanted, "shared-size": with_shared or None}
     rows: list[dict[str, Any]] = []
     for image in app.client.request("GET", "/images/json", query=query).json():
         rows += _rows(image, no_trunc)
@@ -84,6 +85,7 @@ def _rows(image: Mapping[str, Any], no_trunc: bool) -> list[dict[str, Any]]:
     digests = dict(entry.split("@", 1) for entry in image["RepoDigests"] or ())
     names = image["RepoTags"] or [f"{name}:<none>" for name in digests] or ["<none>:<none>"]
     age = human_duration(time.time() - image["Created"])
+    shared = image["SharedSize"]
     rows = []
     for name in names:
         repository, _, tag = name.rpartition(":")
@@ -95,6 +97,8 @@ def _rows(image: Mapping[str, Any], no_trunc: bool) -> list[dict[str, Any]]:
                 "ID": image["Id"] if no_trunc else _short(image["Id"]),
                 "CreatedSince": f"{age} ago",
                 "Size": human_size(image["Size"]),
+                "SharedSize": human_size(shared) if shared >= 0 else "N/A",
+                "UniqueSize": human_size(image["Size"] - shared) if shared >= 0 else "N/A",
                 "Containers": image["Containers"],
             }
         )
