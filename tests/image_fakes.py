@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import re
 import ssl
@@ -152,6 +153,7 @@ class FakeRegistry:
         self.tunnels: list[tuple[str, str]] = []
         self.owned: dict[str, set[str]] = {}
         self.uploads: dict[str, bytearray] = {}
+        self.upload_numbers = itertools.count()
         self.refuses: set[str] = set()
         self.has_referrers = False
         self.authorize: Answer | None = None
@@ -324,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
             if "mount" in query and fake.has_blob(query.get("from", ""), query["mount"]):
                 self._keep(repository, query["mount"])
                 return
-            name = f"upload{len(fake.uploads)}"
+            name = f"upload{next(fake.upload_numbers)}"
             fake.uploads[name] = bytearray()
             self._at(repository, name, 202)
         elif upload not in fake.uploads:

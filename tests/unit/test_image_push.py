@@ -233,7 +233,13 @@ def test_a_blob_that_is_gone_is_needed_only_where_the_registry_lacks_it(
     blobs = tmp_path / "home" / "store" / "blobs" / "sha256"
     (blobs / digest(image.layers[0])[7:]).unlink()
     pushed(store, f"{registry.host}/a:2")
-    with pytest.raises(StorageError, match="is not stored, and registry"):
+    assert registry.fetched()[digest(image.layers[0])] == 1
+    pushed(store, f"{target.host}/a:1")
+    assert registry.fetched()[digest(image.layers[0])] == 2
+    (blobs / digest(image.layers[0])[7:]).unlink()
+    registry.blobs.clear()
+    target.blobs.clear()
+    with pytest.raises(StorageError, match="cannot be fetched again"):
         pushed(store, f"{target.host}/a:1")
 
 

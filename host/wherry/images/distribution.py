@@ -19,6 +19,7 @@ from wherry.images.platform import matches, parse_platform
 from wherry.images.progress import PullEvent, Reporter
 from wherry.images.push import Pushed, index_of, missing_of, push_image
 from wherry.images.reference import LOCAL_DOMAIN, Reference, parse_reference
+from wherry.images.refetch import Refetcher
 from wherry.images.remote import fetch_document, platforms_of
 from wherry.paths import Home
 
@@ -28,8 +29,11 @@ Progress = Callable[[PullEvent], None]
 class Distribution:
     """Registries, for the images of one store. Attributes: `lists`, manifest lists."""
 
-    def __init__(self, parts: Parts, registries: Registries, home: Home) -> None:
+    def __init__(
+        self, parts: Parts, registries: Registries, refetcher: Refetcher, home: Home
+    ) -> None:
         self._parts = parts
+        self._refetcher = refetcher
         self._registries = registries
         self.lists = ManifestLists(home.manifests, registries)
 
@@ -79,7 +83,9 @@ class Distribution:
         reporter = Reporter(progress)
         client = self._registries.client(target.domain, auth, reporter.stop)
         with disk_errors():
-            return push_image(self._parts, client, image_id, target, reporter, index=index)
+            return push_image(
+                self._parts, client, image_id, target, reporter, self._refetcher, index=index
+            )
 
     def tags_of(self, name: str) -> list[str]:
         """All tags of a repository that are stored, as one writes them."""

@@ -9,7 +9,7 @@ whatever media type; only an image's uncompressed layers are compressed on the w
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from wherry.images.parts import Parts
 from wherry.images.progress import Reporter
 from wherry.images.reference import Reference
 from wherry.images.referrers import note_subject
+from wherry.images.refetch import Refetcher
 from wherry.images.registry import MAX_MANIFEST_BYTES, RegistryClient
 from wherry.images.remotes import Remotes
 from wherry.images.upload import PIECE_BYTES, BlobPushed, Outcome, RegistryWriter
@@ -62,6 +63,7 @@ def push_image(
     image_id: str,
     target: Reference,
     reporter: Reporter,
+    refetcher: Refetcher,
     *,
     index: str | None = None,
 ) -> Pushed:
@@ -69,11 +71,12 @@ def push_image(
 
     Args:
         target: repository and tag.
+        refetcher: gets blobs that are not stored (`image prune --blobs`) and the registry lacks.
         index: the index's digest; everything that it points to must be stored.
 
     Raises:
         RegistryError, Unauthorized: the registry does not take it.
-        StorageError: a blob that the registry lacks is not stored (any more).
+        StorageError: a blob that the registry lacks is not stored, and not to be had again.
     """
     row = parts.db.image(image_id)
     if row is None:
@@ -90,7 +93,11 @@ def push_image(
             parts.db.lease(holder, [root.digest], LEASE_SECONDS)
             parts.layout.write(root.body)
         plan = plan_push(parts, root)
-        _Push(parts, remotes, client, target, reporter).run(plan)
+
+        def again(blob: Descriptor) -> None:
+            refetcher.blob(blob.digest, blob.size, image_id, reporter)
+
+        _Push(parts, remotes, client, target, reporter, again).run(plan)
         blobs = [blob.digest for blob in plan.blobs]
         remotes.note_pushed(image_id, target.name, root.digest, [root.digest, *blobs])
         remotes.note_sources(target.name, blobs)
@@ -178,6 +185,7 @@ class _Push:
         client: RegistryClient,
         target: Reference,
         reporter: Reporter,
+        again: Callable[[Descriptor], None],
     ) -> None:
         self._parts = parts
         self._remotes = remotes
@@ -185,6 +193,7 @@ class _Push:
         self._writer = RegistryWriter(client)
         self._target = target
         self._reporter = reporter
+        self._again = again
 
     def run(self, plan: PushPlan) -> None:
         shown = [blob for blob in plan.blobs if blob.digest not in plan.hidden]
@@ -239,14 +248,9 @@ class _Push:
 
     def _content(self, blob: Descriptor, start: int, end: int) -> Iterator[bytes]:
         path = self._parts.layout.blob_path(blob.digest)
-        try:
-            file = path.open("rb", buffering=0)
-        except FileNotFoundError:
-            raise StorageError(
-                f"blob {blob.digest} is not stored, and registry {self._target.domain} lacks it",
-                hint="pull the image again",
-            ) from None
-        with file:
+        if not path.exists():
+            self._again(blob)
+        with path.open("rb", buffering=0) as file:
             file.seek(start)
             while start < end:
                 piece = file.read(min(PIECE_BYTES, end - start))

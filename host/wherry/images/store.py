@@ -114,7 +114,7 @@ class ImageStore:
         refetcher = Refetcher(self._parts, self._registries)
         self.archives = Archives(self._parts, refetcher)
         self.upkeep = Upkeep(self._parts, refetcher, self.layer_files)
-        self.distribution = Distribution(self._parts, self._registries, home)
+        self.distribution = Distribution(self._parts, self._registries, refetcher, home)
 
     def close(self) -> None:
         self._transport.close()
