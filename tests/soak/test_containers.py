@@ -21,6 +21,8 @@ SOAK = os.environ.get("WHERRY_SOAK") == "1"
 ROUNDS = 500 if SOAK else 30
 AT_ONCE = 100 if SOAK else 25
 
+OURS = ("agent", "pid1")
+
 GROWTH = 2 << 20
 """Bytes that PID 1 and agent may grow by: Python's arenas fill up unevenly."""
 
@@ -76,14 +78,22 @@ def test_containers_back_to_back_leave_nothing_behind(client: Client) -> None:
         one(client)  # what is allocated once is allocated now
     settled(client, lambda: True)
     before, memory = counts(client), figures(client)
-    for _ in range(ROUNDS):
+    for number in range(1, ROUNDS + 1):
         one(client)
+        if number % 100 == 0 or number == ROUNDS:
+            print(
+                f"after {number}:",
+                *(f"{who} {grown(client, memory, who) >> 10} KiB" for who in OURS),
+            )
     settled(client, lambda: counts(client) == before)
-    after = figures(client)
-    for who in ("agent", "pid1"):
-        grown = after[who]["pss_bytes"] - memory[who]["pss_bytes"]
-        print(f"{who}: {grown >> 10} KiB more after {ROUNDS} containers")
-        assert grown < GROWTH, f"{who} grew by {grown} bytes in {ROUNDS} containers"
+    for who in OURS:
+        more = grown(client, memory, who)
+        assert more < GROWTH, f"{who} grew by {more} bytes in {ROUNDS} containers"
+
+
+def grown(client: Client, before: dict[str, Any], who: str) -> int:
+    """Bytes that one of ours has more than `before`."""
+    return int(figures(client)[who]["pss_bytes"] - before[who]["pss_bytes"])
 
 
 @pytest.mark.timeout(1800 if SOAK else 240)
@@ -97,9 +107,7 @@ def test_many_run_at_once_and_cost_little(client: Client) -> None:
             client.request("POST", f"/containers/{id}/start")
         running = client.request("GET", "/containers/json").json()
         assert {item["Id"] for item in running} >= set(ids)
-        during = figures(client)
-        ours = ("agent", "pid1")
-        cost = sum(during[who]["pss_bytes"] - memory[who]["pss_bytes"] for who in ours) / AT_ONCE
+        cost = sum(grown(client, memory, who) for who in OURS) / AT_ONCE
         print(f"{cost / 1024:.0f} KiB of agent and PID 1 for each of {AT_ONCE} idle containers")
         assert cost < PER_CONTAINER
         one(client)

@@ -23,12 +23,13 @@ from wherry_guest.agent.oom import OomWatcher, oom_kills
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.preparing import Preparer
 from wherry_guest.agent.probes import Probes
-from wherry_guest.agent.request import NONE, Request
+from wherry_guest.agent.readers import connect_reader, log_offset
+from wherry_guest.agent.request import Request
 from wherry_guest.agent.restart import Restarts
 from wherry_guest.agent.tasks import run
 from wherry_guest.agent.trash import Trash
 from wherry_guest.agent.volumes import Volumes
-from wherry_guest.channel import CallError, Channel, GuestStream
+from wherry_guest.channel import CallError, Channel
 from wherry_guest.core.syscalls import Kernel
 from wherry_guest.loop import Loop, Timer
 from wherry_guest.zygote import Exited, SpawnFailed, Started, Zygote
@@ -107,7 +108,7 @@ class Containers:
                 await container.started
             except CallError as error:
                 raise CallError("not_found", f"container {container.id} did not start") from error
-        offset = _offset(params, container)
+        offset = log_offset(params, container)
         follow = params.flag("follow", True)
         connect_reader(container, stream, offset, follow)
         if params.flag("stdin") and container.stdin is not None:
@@ -351,6 +352,9 @@ class Containers:
         self._layers.release(KEY + container.id)
         self._preparer.ended(container.paths)
         container.start_failed(error)
+        if container.exit is not None and container.exit.restarting:
+            code = (error.data or {}).get("exit_code", 125)
+            self._end_waiting(container, exit_code=code, error=error.message)
         self._forget_unborn(container)
 
     def _forget_unborn(self, container: Container) -> None:
@@ -420,18 +424,19 @@ class Containers:
 
     async def _start_again(self, container: Container) -> None:
         """As the policy wants it; a start that fails is the end, as with Docker."""
-        request, exit = container.request, container.exit
-        if request is None or exit is None:
+        request = container.request
+        if request is None:
             raise LookupError(f"{container.id} waits for a start that nobody has asked for")
         try:
             self._begin(request, container)
-            await self._launch(request, container)
-            await container.started
         except CallError as error:
-            container.exit = exit
-            code = (error.data or {}).get("exit_code", 125)
-            self._end_waiting(container, exit_code=code, error=error.message)
+            self._end_waiting(container, exit_code=125, error=error.message)
             return
+        await self._launch(request, container)
+        try:
+            await container.started
+        except CallError:
+            return  # `_abandon` has told its end
         started = {
             "id": container.id,
             "pid": container.pid,
@@ -483,27 +488,6 @@ class Containers:
         if container is None:
             raise CallError("not_found", f"there is no container {id}")
         return container
-
-
-def connect_reader(container: Container, stream: GuestStream, offset: int, follow: bool) -> None:
-    """Send the log from `offset` on to the stream."""
-    log = container.log  # its next run may have another
-    follower = log.follow(stream, offset, follow)
-    stream.on_writable(lambda: log.writable(follower))
-    stream.on_reset(lambda reason: log.unfollow(follower))
-
-
-def _offset(params: Params, container: Container) -> int:
-    """Where the log is read from; what has been rotated away is passed over."""
-    origin = params.raw("from")
-    size, first = container.log.size, container.log.first
-    if origin == "now" or container.options.driver == NONE:
-        return size
-    if origin in (None, "start"):
-        return first
-    if isinstance(origin, int) and not isinstance(origin, bool) and 0 <= origin <= size:
-        return max(origin, first)
-    raise CallError("invalid", f"from {origin!r} is not start, now or an offset up to {size}")
 
 
 def _remove_files(directory: Path) -> None:

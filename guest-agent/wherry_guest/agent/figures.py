@@ -74,7 +74,7 @@ def processes(cgroup: Path) -> dict[str, Any]:
 def machine(cgroups: Path) -> dict[str, Any]:
     """What must not grow while containers come and go: counts, and the memory of ours.
 
-    Bytes; `pss` is a process's share of the memory that it uses.
+    Bytes; `pss` is a process's share of the memory that it uses, swapped out or not.
     """
     return {
         "mounts": len((_text("/proc/self/mountinfo") or "").splitlines()),
@@ -85,11 +85,12 @@ def machine(cgroups: Path) -> dict[str, Any]:
 
 
 def _process(pid: str) -> dict[str, Any]:
-    rollup = {}
+    rollup = {"rss_bytes": 0, "pss_bytes": 0}
     for line in (_text(f"/proc/{pid}/smaps_rollup") or "").splitlines():
         name, _, value = line.partition(":")
-        if name in ("Rss", "Pss"):
-            rollup[f"{name.lower()}_bytes"] = int(value.split()[0]) * 1024
+        if name in ("Rss", "Pss", "Swap", "SwapPss"):
+            key = "pss_bytes" if name.endswith("Pss") else "rss_bytes"
+            rollup[key] += int(value.split()[0]) * 1024
     descriptors = sum(1 for _ in Path("/proc", pid, "fd").iterdir())
     return {"descriptors": descriptors, **rollup}
 

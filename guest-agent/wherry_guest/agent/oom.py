@@ -33,6 +33,7 @@ class OomWatcher:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._libc: Any = None
         self._fd = -1
         self._watched: dict[int, _Watched] = {}
 
@@ -40,7 +41,9 @@ class OomWatcher:
         """Begin; returns what `unwatch` takes, None when the cgroup has no memory controller."""
         if not memory_events.exists():
             return None
-        libc: Any = ctypes.CDLL(None, use_errno=True)
+        if self._libc is None:
+            self._libc = ctypes.CDLL(None, use_errno=True)  # once: each makes a class of its own
+        libc = self._libc
         if self._fd < 0:
             self._fd = libc.inotify_init1(_os.O_CLOEXEC | _os.O_NONBLOCK)
             if self._fd < 0:
