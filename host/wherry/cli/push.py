@@ -30,7 +30,9 @@ def push_command(
         "POST", f"/images/{name}/push", query=query, headers=login_header(image)
     )
     pushed: list[dict[str, Any]] = []
-    progress.show_pull(lines, quiet=quiet, results=pushed)
+    # Docker's last status says what the results say, too.
+    steps = (line for line in lines if ": digest: " not in line.get("status", ""))
+    progress.show_pull(steps, quiet=quiet, results=pushed)
     if quiet:
         click.echo(image)
         return
