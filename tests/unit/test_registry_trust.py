@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from image_fakes import FakeRegistry, Handler, digest, running, simple_image, token_auth
+from token_server import Authority
 
 from wherry.errors import InvalidInput, RegistryError, Unauthorized
 from wherry.images.auth import Credentials
@@ -36,59 +33,13 @@ def client(host: str, transport: Transport, login: Credentials | None = None) ->
     return RegistryClient(host, login or Credentials(), transport=transport, policy=QUICK)
 
 
-def private_ca(directory: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS for loopback, and the PEM file of the CA that signed its certificate."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    def named(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-
-    def builder(subject: str, public: Any) -> x509.CertificateBuilder:
-        made = x509.CertificateBuilder(named("Private CA"), named(subject), public)
-        return (
-            made.serial_number(x509.random_serial_number())
-            .not_valid_before(now - day)
-            .not_valid_after(now + day)
-        )
-
-    ca = (
-        builder("Private CA", ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(ca_key, hashes.SHA256())
-    )
-    addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    server = (
-        builder("127.0.0.1", key.public_key())
-        .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    ca_file, server_file = directory / "ca.crt", directory / "server.pem"
-    ca_file.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    server_file.write_bytes(private + server.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(server_file)
-    return context, ca_file
-
-
 @pytest.fixture
 def secure(tmp_path: Path) -> Iterator[tuple[FakeRegistry, Path]]:
-    context, ca = private_ca(tmp_path)
+    authority = Authority(tmp_path / "ca").write()
     fake = FakeRegistry()
-    fake.use_tls(context)
+    fake.use_tls(authority.server_context())
     with running(fake):
-        yield fake, ca
+        yield fake, authority.ca_file
 
 
 def test_a_private_ca_of_the_settings_is_trusted(secure: tuple[FakeRegistry, Path]) -> None:
@@ -118,8 +69,7 @@ def test_with_a_ca_of_its_own_a_registry_on_loopback_must_prove_itself(
     secure: tuple[FakeRegistry, Path], tmp_path: Path
 ) -> None:
     fake, _ = secure
-    (tmp_path / "another").mkdir()
-    _, wrong = private_ca(tmp_path / "another")
+    wrong = Authority(tmp_path / "another").write().ca_file
     transport = Transport(trust=Trust(((fake.host, str(wrong)),)))
     with pytest.raises(RegistryError, match="not trusted"):
         client(fake.host, transport).manifest("a/b", "1")
@@ -127,7 +77,7 @@ def test_with_a_ca_of_its_own_a_registry_on_loopback_must_prove_itself(
 
 
 def test_a_ca_counts_for_its_own_host_only(tmp_path: Path) -> None:
-    _, ca = private_ca(tmp_path)
+    ca = Authority(tmp_path).write().ca_file
     trust = Trust((("r.example:5000", str(ca)),))
     assert trust.authorities("r.example:5000") == (ca,)
     assert trust.authorities("r.example") == trust.authorities("x.r.example:5000") == ()
