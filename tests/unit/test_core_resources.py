@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recording_kernel import RecordingKernel
 
 from wherry_guest.core import cgroups
-from wherry_guest.core.devices import device_program
+from wherry_guest.core.devices import DevicePrograms, FilterDevices, device_program
 from wherry_guest.core.fields import SpecError
 from wherry_guest.core.limits import cpu_weight, limits
 from wherry_guest.core.overlay import MountSingleLayer, mount_rootfs, overlay_options
@@ -191,3 +191,13 @@ def test_device_program_decides_as_the_rules_say(
     program = device_program(given_rules)
     result = interpret(program, {"b": 1, "c": 2}[kind], bits, major, minor)
     assert bool(result) == allowed(given_rules, kind, access, major, minor)
+
+
+def test_a_device_program_is_loaded_once_for_containers_with_the_same_rules() -> None:
+    kernel, programs = RecordingKernel(), DevicePrograms()
+    rules = (DeviceRule(False, "a", None, None, "rwm"),)
+    for cgroup in ("/cg/one", "/cg/two"):
+        programs.attach(kernel, FilterDevices(cgroup, rules))
+    load, attach = 5, 8  # uapi/linux/bpf.h
+    assert [command for command, _ in kernel.arguments("bpf")] == [load, attach, attach]
+    assert [path for path, _ in kernel.arguments("open")] == ["/cg/one", "/cg/two"]

@@ -16,7 +16,9 @@ from wherry_guest.core.steps import SetupError
 from wherry_guest.core.syscalls import FileStatus
 from wherry_guest.core.users import Identity, parse_group, parse_passwd, read_file, resolve
 
-PASSWD = parse_passwd("root:x:0:0:root:/root:/bin/sh\nweb:x:33:44::/srv/web:\n7:x:500:501::/h:\n")
+PASSWD = list(
+    parse_passwd("root:x:0:0:root:/root:/bin/sh\nweb:x:33:44::/srv/web:\n7:x:500:501::/h:\n")
+)
 GROUP = parse_group("root:x:0:\nweb:x:44:\nstaff:x:50:web,root\nadm:x:4:web\n")
 
 

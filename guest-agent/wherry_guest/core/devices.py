@@ -152,6 +152,7 @@ _BPF_F_ALLOW_MULTI: Final = 2
 _DEVICE_TYPES: Final = {"b": 1, "c": 2}  # BPF_DEVCG_DEV_BLOCK, _CHAR
 _ACCESS: Final = {"m": 1, "r": 2, "w": 4}  # BPF_DEVCG_ACC_MKNOD, _READ, _WRITE
 _LICENSE: Final = b"Apache-2.0\0"
+_KEPT_PROGRAMS: Final = 4
 
 # Instruction classes and operations, Documentation/bpf/standardization/instruction-set.rst
 _LOAD_WORD: Final = 0x61  # dst = *(u32 *)(src + offset)
@@ -175,20 +176,49 @@ class FilterDevices:
         return "attach the device filter to the cgroup (linux.resources.devices)"
 
     def execute(self, kernel: Kernel, state: State) -> None:
-        program = device_program(self.rules)
-        code = ctypes.create_string_buffer(program, len(program))
-        text = ctypes.create_string_buffer(_LICENSE)
-        # union bpf_attr, BPF_PROG_LOAD: prog_type, insn_cnt, insns, license, then zeros
-        fields = (_BPF_PROG_TYPE_CGROUP_DEVICE, len(program) // 8)
-        pointers = (ctypes.addressof(code), ctypes.addressof(text))
-        load = struct.pack("=IIQQ", *fields, *pointers) + bytes(24)
-        fd = kernel.bpf(_BPF_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
-        cgroup = kernel.open(self.directory, os.O_RDONLY)
-        # BPF_PROG_ATTACH: target_fd, attach_bpf_fd, attach_type, attach_flags
-        attach = struct.pack("=IIII", cgroup, fd, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
-        kernel.bpf(_BPF_PROG_ATTACH, ctypes.create_string_buffer(attach, len(attach)))
-        kernel.close(cgroup)
+        fd = _load(kernel, self.rules)
+        _attach(kernel, fd, self.directory)
         kernel.close(fd)
+
+
+class DevicePrograms:
+    """Filters for one container after the other; the kernel keeps the latest.
+
+    Checking a program costs the kernel more than all else that a filter needs.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[DeviceRule, ...], int] = {}
+
+    def attach(self, kernel: Kernel, step: FilterDevices) -> None:
+        """What the step would do."""
+        fd = self._kept.get(step.rules)
+        if fd is None:
+            fd = self._kept[step.rules] = _load(kernel, step.rules)
+            if len(self._kept) > _KEPT_PROGRAMS:
+                kernel.close(self._kept.pop(next(iter(self._kept))))
+        _attach(kernel, fd, step.directory)
+
+
+def _load(kernel: Kernel, rules: tuple[DeviceRule, ...]) -> int:
+    program = device_program(rules)
+    code = ctypes.create_string_buffer(program, len(program))
+    text = ctypes.create_string_buffer(_LICENSE)
+    # union bpf_attr, BPF_PROG_LOAD: prog_type, insn_cnt, insns, license, then zeros
+    fields = (_BPF_PROG_TYPE_CGROUP_DEVICE, len(program) // 8)
+    pointers = (ctypes.addressof(code), ctypes.addressof(text))
+    load = struct.pack("=IIQQ", *fields, *pointers) + bytes(24)
+    return kernel.bpf(_BPF_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
+
+
+def _attach(kernel: Kernel, program: int, directory: str) -> None:
+    cgroup = kernel.open(directory, os.O_RDONLY)
+    try:
+        # BPF_PROG_ATTACH: target_fd, attach_bpf_fd, attach_type, attach_flags
+        attach = struct.pack("=IIII", cgroup, program, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+        kernel.bpf(_BPF_PROG_ATTACH, ctypes.create_string_buffer(attach, len(attach)))
+    finally:
+        kernel.close(cgroup)
 
 
 def device_program(rules: Sequence[DeviceRule]) -> bytes:

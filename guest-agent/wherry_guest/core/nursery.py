@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core import cgroups
+from wherry_guest.core.devices import DevicePrograms
 from wherry_guest.core.fields import SpecError
 from wherry_guest.core.launch import Descriptors, launch
-from wherry_guest.core.plan import Layout, Options, Plan, container_plan, exec_plan
+from wherry_guest.core.plan import Layout, Options, Plan, container_plan, device_filter, exec_plan
 from wherry_guest.core.seccomp import Filter, Filters
 from wherry_guest.core.spec import Spec, parse_process, parse_spec
 from wherry_guest.core.steps import SETUP_FAILED
@@ -79,6 +80,7 @@ class Nursery:
     own_pid_namespace: int
     children: dict[str, Child] = field(default_factory=dict)
     _filters: Filters = field(default_factory=Filters)
+    _programs: DevicePrograms = field(default_factory=DevicePrograms)
     _by_pid: dict[int, Child] = field(default_factory=dict)
     _by_status: dict[int, Child] = field(default_factory=dict)
 
@@ -91,7 +93,8 @@ class Nursery:
         directory = f"{self.layout.cgroups}/{path}"
         try:
             spec, rootfs = self._read(packet.body)
-            plan = container_plan(spec, rootfs, Options(directory, tty), self.layout)
+            options = Options(directory, tty, filtered=True)
+            plan = container_plan(spec, rootfs, options, self.layout)
         except SpecError as error:
             self._refuse(key, READ_SPEC, error)
             return
@@ -100,11 +103,16 @@ class Nursery:
         except (OSError, ValueError) as error:
             self._refuse(key, f"make the cgroup {path}", error)
             return
+        step = "clone the process"
         try:
+            if (filtering := device_filter(spec, directory, self.layout)) is not None:
+                step = filtering.describe()
+                self._programs.attach(self.kernel, filtering)
+                step = "clone the process"
             child = self._launch(key, directory, packet.fds, plan, None)
         except OSError as error:
             cgroups.remove(self.kernel, directory)
-            self._refuse(key, "clone the process", error)
+            self._refuse(key, step, error)
             return
         child.new_cgroup = directory
         child.user_namespace = spec.namespaces.own("user")
@@ -128,7 +136,6 @@ class Nursery:
             error = OSError(errno.ESRCH, "the container is not running")
             self._refuse(key, "find the container's process", error)
             return
-
         directory = f"{self.layout.cgroups}/{header['cgroup']}"
         try:
             pidfd = self.kernel.pidfd_open(target)

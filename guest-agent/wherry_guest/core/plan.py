@@ -126,6 +126,7 @@ class Options:
         await_start: stop before the exec until somebody says so.
         pivot, keyring: False: without.
         preserved: so many descriptors beyond stdio are the process's too.
+        filtered: whoever makes the process attaches its `device_filter`.
     """
 
     cgroup: str | None
@@ -135,6 +136,7 @@ class Options:
     pivot: bool = True
     keyring: bool = True
     preserved: int = 0
+    filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,17 +233,23 @@ def _ground_steps(spec: Spec, options: Options, layout: Layout) -> list[Step]:
     if "pid" not in spec.namespaces.new:
         steps.append(HideMemory())
     control_files = limits(spec.resources)
-    rules = spec.resources.devices
     if options.cgroup is None:
         if control_files:
             field = f"linux.resources.{control_files[0].field}"
             raise SpecError(f"{field} cannot be set: the container has no cgroup")
         return steps
     steps += [SetLimit(options.cgroup, limit) for limit in control_files]
-    if rules:
-        more = ALWAYS_ALLOWED if layout.basic_devices else ()
-        steps.append(FilterDevices(options.cgroup, (*rules, *more)))
+    if not options.filtered and (step := device_filter(spec, options.cgroup, layout)) is not None:
+        steps.append(step)
     return steps
+
+
+def device_filter(spec: Spec, cgroup: str, layout: Layout) -> FilterDevices | None:
+    """The step that attaches the container's device filter, if it has one."""
+    if not (rules := spec.resources.devices):
+        return None
+    more = ALWAYS_ALLOWED if layout.basic_devices else ()
+    return FilterDevices(cgroup, (*rules, *more))
 
 
 def _namespace_steps(spec: Spec) -> list[Step]:

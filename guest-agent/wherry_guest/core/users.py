@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,14 +60,12 @@ class Identity:
     home: str
 
 
-def parse_passwd(text: str) -> list[Account]:
-    """passwd(5); lines that are not one are skipped."""
-    accounts = []
+def parse_passwd(text: str) -> Iterator[Account]:
+    """passwd(5), as far as it is asked for; lines that are not one are skipped."""
     for line in text.splitlines():
         fields = line.split(":")
         if len(fields) >= 6 and _is_id(fields[2]) and _is_id(fields[3]):
-            accounts.append(Account(fields[0], int(fields[2]), int(fields[3]), fields[5]))
-    return accounts
+            yield Account(fields[0], int(fields[2]), int(fields[3]), fields[5])
 
 
 def parse_group(text: str) -> list[Group]:
@@ -87,7 +85,7 @@ def resolve(user: User, accounts: Iterable[Account], groups: Iterable[Group]) ->
     Raises:
         SetupError: a name that stands in no file.
     """
-    accounts, groups = list(accounts), list(groups)
+    groups = list(groups)
     named = [_find_group(name, groups) for name in user.additional_groups]
     added = (*user.additional_gids, *named)
     if not user.username:
@@ -104,7 +102,7 @@ def resolve(user: User, accounts: Iterable[Account], groups: Iterable[Group]) ->
     return Identity(account.uid, gid, _unique((*more, *added)), account.home or "/")
 
 
-def _find_account(name: str, accounts: list[Account]) -> Account:
+def _find_account(name: str, accounts: Iterable[Account]) -> Account:
     number = int(name) if _is_id(name) else None
     for account in accounts:
         if account.name == name or account.uid == number:
