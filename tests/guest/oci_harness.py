@@ -88,12 +88,16 @@ class Host:
             "processes": sorted(_processes_with(str(self.directory))),
         }
 
-    def close(self) -> None:
+    def tidy(self) -> None:
+        """Remove the cgroups that a reference has left."""
         tree = Path(f"/proc/{self.keeper.pid}/root/sys/fs/cgroup") / self.cgroups
         for path in sorted((path for path in tree.rglob("*") if path.is_dir()), reverse=True):
             path.rmdir()
         if tree.exists():
             tree.rmdir()
+
+    def close(self) -> None:
+        self.tidy()
         self.keeper.terminate()
         self.keeper.wait(DEADLINE)
 

@@ -22,13 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from wherry_guest.core.steps import SETUP_FAILED, SetupError, State, Step, StepFailed, run
+from wherry_guest.core.steps import SETUP_FAILED, SetupError, State, Step, StepFailed, failed, run
 
 if TYPE_CHECKING:
     from wherry_guest.core.syscalls import Kernel
 
 _IGNORED_BY_PYTHON: Final = ("SIGPIPE", "SIGXFSZ")
 _ENDING: Final = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
+_BEGIN: Final = "set the container up"
 _LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
 _MAX_MESSAGE: Final = 4000
 _MAX_ANSWER: Final = 4096
@@ -125,13 +126,12 @@ def failing(status: Status) -> Iterator[Failure]:
     try:
         yield failure
     except StepFailed as error:
-        failure.exit_code = error.exit_code
-        _report(status, error.step, error.errno, error.exit_code, error.message)
+        _report(status, failure, error)
+    except OSError as error:
+        _report(status, failure, failed(_BEGIN, error))
     except BaseException as error:  # noqa: BLE001 - a bug is reported too; nothing may go on from here
-        failure.exit_code = SETUP_FAILED
         words = f"internal error: {type(error).__name__}: {error}"
-        number = getattr(error, "errno", None) or 0
-        _report(status, "set the container up", number, SETUP_FAILED, words)
+        _report(status, failure, StepFailed(_BEGIN, 0, SETUP_FAILED, words))
 
 
 def reset_signals() -> None:
@@ -159,9 +159,10 @@ def _take_stdio(kernel: Kernel, stdio: Sequence[int]) -> None:
             kernel.dup2(fd, target)
 
 
-def _report(status: Status, step: str, number: int, exit_code: int, message: str) -> None:
-    report = {"step": step, "errno": number, "exit_code": exit_code}
-    status.send({**report, "message": message[:_MAX_MESSAGE]})
+def _report(status: Status, failure: Failure, error: StepFailed) -> None:
+    failure.exit_code = error.exit_code
+    report = {"step": error.step, "errno": error.errno, "exit_code": error.exit_code}
+    status.send({**report, "message": error.message[:_MAX_MESSAGE]})
 
 
 def _end(number: int, frame: Any) -> NoReturn:

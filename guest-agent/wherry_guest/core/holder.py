@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from wherry_guest.core.syscalls import Kernel
@@ -32,19 +32,28 @@ def hold(kernel: Kernel, clone_flags: int) -> Holder:
     pid = kernel.clone(clone_flags, None)
     if pid == 0:
         os.close(leash)
-        # /proc may be of another pid namespace than ours: only it knows the number
-        os.write(number_writer, kernel.readlink("/proc/self").encode())
-        os.read(end_reader, 1)
-        os._exit(0)
+        _hold(kernel, number_writer, end_reader)
     os.close(number_writer)
     os.close(end_reader)
-    number = os.read(number_reader, 32)
+    number = int(os.read(number_reader, 32) or 0)
     os.close(number_reader)
-    holder = Holder(pid, int(number or 0), leash)
-    if not number:
+    holder = Holder(pid, number, leash)
+    if number <= 0:
         let_go(holder)
-        raise OSError(errno.ENOENT, "readlink", "/proc/self")
+        raise OSError(-number or errno.ESRCH, os.strerror(-number or errno.ESRCH), "/proc/self")
     return holder
+
+
+def _hold(kernel: Kernel, writer: int, end: int) -> NoReturn:
+    """Say the number (an errno, negative, when it cannot be had) and wait for the end."""
+    try:
+        # /proc may be of another pid namespace than ours: only it knows the number
+        said = kernel.readlink("/proc/self")
+    except OSError as error:
+        said = str(-(error.errno or errno.EIO))
+    os.write(writer, said.encode())
+    os.read(end, 1)
+    os._exit(0)
 
 
 def let_go(holder: Holder) -> None:

@@ -29,6 +29,7 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 REAPER: Final = "wherry-init"
 """What the process of `core.reaper` is called."""
 
+_NOT_HERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # the search goes on, silently
 _LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
 
 _IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
@@ -110,7 +111,7 @@ class EnterDirectory:
         kernel.chdir(self.path)
         try:
             kernel.getcwd()
-        except OSError as error:  # through /proc/self/fd/N to a descriptor of the VM
+        except FileNotFoundError as error:  # through /proc/self/fd/N to a descriptor of the VM
             message = f"{self.describe()}: it lies outside of the container"
             raise SetupError(message, error.errno or 0) from error
 
@@ -219,7 +220,7 @@ def find_program(kernel: Kernel, name: str, env: Sequence[str]) -> str:
         number = _why_not(kernel, path)
         if number == 0:
             return path
-        if number == errno.EACCES and found_number == 0:
+        if found_number == 0 and number not in _NOT_HERE:
             found_number = number
     if found_number:
         raise _refusal(name, name, found_number)

@@ -130,13 +130,15 @@ class _Watch:
 def _become(
     kernel: Kernel, path: str, args: Sequence[str], env: Sequence[str], source: int, sink: int
 ) -> NoReturn:
+    said = sink
     try:
         kernel.dup2(source, 0)
         kernel.dup2(sink, 1)
+        said = 1
         kernel.dup2(sink, 2)
         kernel.close_range(3, _LAST_FD)
         kernel.execve(path, args, env)
     except OSError as error:
-        os.write(1, _MARK + str(error.errno).encode())
+        os.write(said, _MARK + str(error.errno).encode())
     finally:
         os._exit(127)

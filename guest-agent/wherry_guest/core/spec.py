@@ -132,6 +132,7 @@ class Spec:
     """A container's whole specification.
 
     Args:
+        id_maps: of a new user namespace; of a joined one what it has already.
         time_offsets: (clock, seconds, nanoseconds); clock: monotonic or boottime.
         propagation: `linux.rootfsPropagation`, "" when it is absent.
         seccomp: `linux.seccomp`, compiled for this machine.
@@ -219,8 +220,8 @@ def _check_together(spec: Spec) -> None:
             raise SpecError(f"{name} needs a uts namespace of the container's own")
     if "user" in namespaces.new and spec.id_maps is None:
         raise SpecError("linux.uidMappings is missing: a new user namespace needs mappings")
-    if "user" not in namespaces.new and spec.id_maps is not None:
-        raise SpecError("linux.uidMappings needs a new user namespace")
+    if not namespaces.own("user") and spec.id_maps is not None:
+        raise SpecError("linux.uidMappings needs a user namespace of the container's own")
     if spec.time_offsets and "time" not in namespaces.new:
         raise SpecError("linux.timeOffsets needs a new time namespace")
     if spec.propagation not in ("", *PROPAGATIONS):

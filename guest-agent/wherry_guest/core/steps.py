@@ -113,9 +113,14 @@ def run(plan: Iterable[Step], kernel: Kernel, state: State) -> None:
             name = step.describe()
             raise StepFailed(name, error.errno, error.exit_code, error.message) from error
         except OSError as error:
-            name, number = step.describe(), error.errno or 0
-            reason = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
-            raise StepFailed(name, number, SETUP_FAILED, f"{name}: {reason}") from error
+            raise failed(step.describe(), error) from error
+
+
+def failed(step: str, error: OSError) -> StepFailed:
+    """The failure of `step` by a system call."""
+    number = error.errno or 0
+    reason = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    return StepFailed(step, number, SETUP_FAILED, f"{step}: {reason}")
 
 
 def make_directories(kernel: Kernel, path: str, mode: int = 0o755) -> None:
