@@ -63,6 +63,10 @@ class Params:
             raise CallError("invalid", f"{name} must be a number of seconds")
         return float(value)
 
+    def optional_text(self, name: str) -> str:
+        """ "" when it is not given."""
+        return self._get(name, str) if self.given(name) else ""
+
     def optional_mapping(self, name: str) -> dict[str, Any] | None:
         return self._get(name, dict) if self.given(name) else None
 

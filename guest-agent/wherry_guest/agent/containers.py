@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ from wherry_guest.agent.volumes import Volumes
 from wherry_guest.channel import CallError, Channel
 from wherry_guest.core.syscalls import Kernel
 from wherry_guest.loop import Loop, Timer
-from wherry_guest.zygote import Exited, SpawnFailed, Started, Zygote
+from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote
 
 _os: Final[Any] = os
 
@@ -213,6 +213,14 @@ class Containers:
     def find(self, id: str) -> Container | None:
         return self._containers.get(id)
 
+    def stopped_root(
+        self, id: str, lowerdirs: tuple[str, ...], mounts: Sequence[Mapping[str, Any]]
+    ) -> tuple[Rootfs, list[dict[str, Any]]]:
+        """Its root, made if it never ran, and the mounts of its volumes. CallError, OSError."""
+        paths = self._paths.container(id)
+        rootfs = self._preparer.rootfs(paths, lowerdirs)
+        return rootfs, self._preparer.volume_mounts(mounts, paths.log.exists())
+
     @property
     def probes(self) -> Probes:
         return self._lives.probes
@@ -327,7 +335,7 @@ class Containers:
         """Make what the process needs and ask PID 1 for it."""
         try:
             await self._cgroup_removed(container)
-            rootfs = self._preparer.rootfs(container)
+            rootfs = self._preparer.rootfs(container.paths, container.options.lowerdirs)
             spec = self._preparer.spec(request, container)
             container.stdio = stdio = Stdio.make(container.options)
             if stdio.stdin is not None:

@@ -208,7 +208,10 @@ class _Walk:
             at_once = differs or change.opaque
         if at_once:
             yield change
-        upper = _open_directory(name)
+        try:
+            upper = _open_directory(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # a container that was not paused has put something else there
         lower = _open_directory(name, parent.lower) if over else -1
         hidden = opaque or parent.hidden
         self._enter(_Directory(path, upper, lower, hidden, None if at_once else change))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,10 +60,8 @@ class Preparer:
         self._find = find
         self._devices = devices
 
-    def rootfs(self, container: Container) -> Rootfs:
+    def rootfs(self, paths: ContainerPaths, lowerdirs: tuple[str, ...]) -> Rootfs:
         """The container's overlay; its writable directories are made when they are missing."""
-        paths = container.paths
-        lowerdirs = container.options.lowerdirs
         if not paths.upper.exists():
             paths.upper.mkdir(parents=True)
             if lowerdirs:
@@ -73,6 +71,10 @@ class Preparer:
                 paths.upper.chmod(top.st_mode & 0o7777)
         paths.work.mkdir(exist_ok=True)
         return Rootfs(lowerdirs, str(paths.upper), str(paths.work))
+
+    def volume_mounts(self, mounts: Sequence[Mapping[str, Any]], has_run: bool) -> list[Spec]:
+        """Of a spec's mounts those of volumes, with their directories. CallError, OSError."""
+        return [self._volume(item, has_run) for item in mounts if item.get("type") == "volume"]
 
     def spec(self, request: Request, container: Container) -> Spec:
         """The request's spec with everything in it.
@@ -102,16 +104,18 @@ class Preparer:
     def _mount(self, item: Any, container: Container) -> Any:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "volume":
-            source = self._volumes.data(item.get("source"))
-        elif kind == "shm":
+            return self._volume(item, container.has_run)
+        if kind == "shm":
             source = self._shm(item, container)
-        else:
-            return item
-        options = [option for option in item.get("options") or [] if not _is_data(option, kind)]
-        if container.has_run:  # what was copied once is the container's to delete
-            options = [option for option in options if option != "copyup"]
-        options += ["bind", "rprivate"]
-        return {**item, "type": "bind", "source": os.fspath(source), "options": options}
+            options = [option for option in item.get("options") or [] if "=" not in option]
+            return _bind(item, source, options)
+        return item
+
+    def _volume(self, item: Mapping[str, Any], has_run: bool) -> Spec:
+        options = list(item.get("options") or [])
+        if has_run and "copyup" in options:
+            options.remove("copyup")  # what was copied once is the container's to delete
+        return _bind(item, self._volumes.data(item.get("source")), options)
 
     def _shm(self, item: Spec, container: Container) -> Path:
         """A /dev/shm that containers share; it is the first one's."""
@@ -210,6 +214,11 @@ class Preparer:
                 yield node
 
 
+def _bind(item: Mapping[str, Any], source: Path, options: list[str]) -> Spec:
+    bound = [*options, "bind", "rprivate"]
+    return {**item, "type": "bind", "source": os.fspath(source), "options": bound}
+
+
 def _nodes(directory: Path, target: str) -> Iterator[Spec | None]:
     for entry in sorted(directory.iterdir()):
         if entry.name in _NOT_DEVICES or entry.is_symlink():
@@ -235,11 +244,6 @@ def _node(path: Path, target: str) -> Spec | None:
         "uid": status.st_uid,
         "gid": status.st_gid,
     }
-
-
-def _is_data(option: str, kind: str) -> bool:
-    """What says how big a /dev/shm is: not for its bind mounts."""
-    return kind == "shm" and "=" in option
 
 
 def _no_device(path: str, reason: str, number: int) -> CallError:

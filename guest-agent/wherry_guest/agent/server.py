@@ -38,6 +38,7 @@ from wherry_guest.zygote import (
 )
 
 if TYPE_CHECKING:
+    from wherry_guest.agent.archive import Archives
     from wherry_guest.agent.snapshots import Snapshots
 
 DIGEST_VARIABLE: Final = "WHERRY_AGENT_DIGEST"
@@ -80,6 +81,7 @@ class Agent:
         self._containers = Containers(loop, kernel, paths, zygote, self._layers, channel)
         self._execs = Execs(loop, zygote, self._containers, channel)
         self._snapshots: Snapshots | None = None
+        self._archives: Archives | None = None
 
     def start(self) -> None:
         """Ask PID 1 for what it keeps; the rest follows its answer."""
@@ -184,6 +186,7 @@ class Agent:
             "container.remove": at_once(self._remove_container),
             "container.changes": at_once(lambda params: self._get_snapshots().changes(params)),
             "container.layer": at_once(lambda params: self._get_snapshots().layer(params)),
+            "container.archive": at_once(lambda params: self._get_archives().archive(params)),
             "container.export": at_once(lambda params: self._get_snapshots().export(params)),
             "volume.remove": at_once(containers.volumes.remove),
             "volume.usage": at_once(containers.volumes.usage),
@@ -206,6 +209,20 @@ class Agent:
         return checked
 
     # Calls that concern several rooms.
+
+    def _get_archives(self) -> Archives:
+        if self._archives is None:
+            from wherry_guest.agent.archive import Archives  # here: as above
+
+            self._archives = Archives(
+                self._loop,
+                self._kernel,
+                self._paths,
+                self._layers,
+                self._containers,
+                self._get_channel,
+            )
+        return self._archives
 
     def _get_snapshots(self) -> Snapshots:
         if self._snapshots is None:
@@ -240,6 +257,8 @@ class Agent:
         answer = self._containers.remove(params)
         if self._snapshots is not None:
             self._snapshots.container_removed(params.identifier("id"))
+        if self._archives is not None:
+            self._archives.container_removed(params.identifier("id"))
         return answer
 
     async def _setup(self, params: Params) -> Answer:

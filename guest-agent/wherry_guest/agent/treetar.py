@@ -10,6 +10,7 @@ A layer's whiteouts are OCI's (image-spec, layer.md): `.wh.NAME` for what was de
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -28,6 +29,9 @@ _SMALL: Final = 64 * 1024
 
 _SENDFILE_BYTES: Final = 1 << 30
 
+_REPLACED: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES)
+"""open(2): it is gone, or now a link, a FIFO or socket, or a device where none may be opened."""
+
 _KINDS: Final = {
     stat.S_IFREG: tarformat.REGULAR,
     stat.S_IFLNK: tarformat.SYMLINK,
@@ -42,24 +46,26 @@ _KINDS: Final = {
 _os: Final[Any] = os
 
 
-def write_tar(changes: Iterable[Change], out: int) -> None:
+def write_tar(changes: Iterable[Change], out: int, *, whiteouts: bool = True) -> None:
     """Write the changes to the descriptor `out` (blocking).
 
     Args:
         changes: of `differences`, consumed one by one: contents are read by bare name.
+        whiteouts: the tar is read as a layer, in which some names mean something.
 
     Raises:
         DifferenceError: a file has a name that would be a whiteout. OSError: reading, writing.
     """
-    writer = _Writer(out)
+    writer = _Writer(out, whiteouts)
     for change in changes:
         writer.add(change)
     writer.finish()
 
 
 class _Writer:
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, whiteouts: bool) -> None:
         self._out = out
+        self._whiteouts = whiteouts
         self._buffer = bytearray()
         self._links: dict[tuple[int, int], bytes] = {}
 
@@ -69,7 +75,7 @@ class _Writer:
             directory, slash, name = change.path.rpartition(b"/")
             self._marker(directory + slash + WHITEOUT + name)
             return
-        if change.name.startswith(WHITEOUT):
+        if self._whiteouts and change.name.startswith(WHITEOUT):
             raise DifferenceError(
                 f"/{os.fsdecode(change.path)}: a layer cannot hold a name that begins with .wh."
             )
@@ -94,13 +100,18 @@ class _Writer:
     def _regular(self, change: Change, status: os.stat_result) -> None:
         if self._is_link(change, status):
             return
-        flags = os.O_RDONLY | _os.O_NOFOLLOW | _os.O_CLOEXEC
+        # A container that was not paused may have put something else there: it is not waited for.
+        flags = os.O_RDONLY | _os.O_NOFOLLOW | _os.O_CLOEXEC | _os.O_NONBLOCK
         try:
             fd = os.open(change.name, flags)
-        except FileNotFoundError:  # a container that was not paused has removed it
-            return
+        except OSError as error:
+            if error.errno in _REPLACED:
+                return
+            raise
         try:
             status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return
             size = status.st_size
             self._header(change.path, tarformat.REGULAR, change, status, size)
             if size <= _SMALL:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from wherry_guest.agent.calls import one_line
@@ -39,6 +39,7 @@ class Worker:
 
     Args:
         on_end: called once, when the child is gone and the stream is over.
+        keep: descriptors that the job uses; the caller's ends stay the caller's.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Worker:
         stream: GuestStream,
         job: Job,
         on_end: Callable[[], None],
+        keep: Sequence[int] = (),
     ) -> None:
         self._loop = loop
         self._stream = stream
@@ -58,7 +60,7 @@ class Worker:
         self._errors, errors = _os.pipe2(_os.O_CLOEXEC | _os.O_NONBLOCK)
         pid = os.fork()  # type: ignore[attr-defined, unused-ignore]  # POSIX only
         if pid == 0:
-            _work(kernel, job, writer, errors)
+            _work(kernel, job, writer, errors, keep)
         os.close(writer)
         os.close(errors)
         self._pid = pid
@@ -77,6 +79,10 @@ class Worker:
         if reason:
             self._stream.reset(reason)
         self._close_output()
+
+    def kill(self) -> None:
+        """End the child at once: for a job that leaves nothing to be undone."""
+        _signal.pidfd_send_signal(self._pidfd, _signal.SIGKILL)
 
     def _resume(self) -> None:
         if self._output >= 0:
@@ -113,14 +119,14 @@ class Worker:
         self._on_end()
 
 
-def _work(kernel: Kernel, job: Job, output: int, errors: int) -> NoReturn:
+def _work(kernel: Kernel, job: Job, output: int, errors: int, keep: Sequence[int]) -> NoReturn:
     code = 1
     try:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         signal.set_wakeup_fd(-1)
         # A pipe without a reader must be an error here: what the job changed has to be undone.
         signal.signal(_signal.SIGPIPE, signal.SIG_IGN)
-        close_others(kernel, [output, errors])
+        close_others(kernel, [output, errors, *keep])
         job(output)
         code = 0
     except BaseException as error:  # noqa: BLE001 - everything is told; nothing may go on from here

@@ -44,9 +44,11 @@ MS_SHARED: Final = 1 << 20
 MS_RELATIME: Final = 1 << 21
 MS_STRICTATIME: Final = 1 << 24
 MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
@@ -142,6 +144,9 @@ _RLIM_INFINITY: Final = 2**64 - 1  # asm-generic/resource.h: ~0UL
 _os: Final[Any] = os
 _socket: Final[Any] = socket
 
+_MACHINE: Final[str] = _os.uname().machine if hasattr(os, "uname") else ""
+"""Asked once: personality(2) changes what uname(2) says."""
+
 
 _libc_cache: Any = None
 
@@ -166,7 +171,7 @@ def _check(result: int, name: str, path: str | None = None) -> int:
 
 
 def _number(name: str) -> int:
-    return _NUMBERS[_os.uname().machine][name]
+    return _NUMBERS[_MACHINE][name]
 
 
 def _syscall(number: int, name: str, *args: Any, path: str | None = None) -> int:
@@ -228,9 +233,10 @@ class Kernel:
         flags |= 0 if path else AT_EMPTY_PATH
         return _syscall(_OPEN_TREE, "open_tree", directory, _bytes(path), flags, path=path)
 
-    def move_mount(self, tree: int, target: str) -> None:
-        """Attach the detached mount `tree` at `target`."""
-        args = (tree, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH)
+    def move_mount(self, tree: int, target: str, directory: int = AT_FDCWD) -> None:
+        """Attach the detached mount `tree` at `target` ("" with `directory`: on that one)."""
+        flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
+        args = (tree, b"", directory, _bytes(target), flags)
         _syscall(_MOVE_MOUNT, "move_mount", *args, path=target)
 
     def mount_setattr(
