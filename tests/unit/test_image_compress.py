@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,7 +45,7 @@ def unpack(data: bytes, size: int = 1000) -> bytes:
 CONTENT = bytes(range(256)) * 3000
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("size", [1, 7, 65536, 1 << 20])
 def test_every_compression_is_recognised_however_it_arrives(
     pack: Callable[[bytes], bytes], size: int
@@ -52,7 +54,7 @@ def test_every_compression_is_recognised_however_it_arrives(
     assert unpack(pack(content), size) == content
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress, bz2.compress, lzma.compress])
 def test_members_and_frames_in_a_row_are_one_layer(pack: Callable[[bytes], bytes]) -> None:
     assert unpack(pack(b"one") + pack(b"") + pack(CONTENT)) == b"one" + CONTENT
 
@@ -62,14 +64,14 @@ def test_skippable_zstd_frames_are_skipped_wherever_they_stand() -> None:
     assert unpack(SKIPPABLE + packed + SKIPPABLE) == CONTENT
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("cut", [1, 4, 8, 100])
 def test_truncated_data_is_an_error(pack: Callable[[bytes], bytes], cut: int) -> None:
     with pytest.raises(LayerError, match="too early"):
         unpack(pack(CONTENT)[:-cut])
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("tail", [b"\0", b"garbage after the end", b"\0" * 512])
 def test_something_behind_the_end_is_an_error(pack: Callable[[bytes], bytes], tail: bytes) -> None:
     with pytest.raises(LayerError):

@@ -1,4 +1,4 @@
-"""Decompress layers: gzip, zstd or none, told apart by their first bytes. Sans-I/O.
+"""Decompress layers: gzip, zstd, bzip2, xz or none, told apart by their first bytes. Sans-I/O.
 
 Chunks in, chunks out, of at most `PIECE_BYTES`, however well the input compresses. Truncated input
 and anything behind the end of the compressed data are errors. Media types are not looked at: many
@@ -7,10 +7,13 @@ images say gzip and mean something else, and Docker looks at the bytes too.
 
 from __future__ import annotations
 
+import bz2
 import hashlib
+import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from wherry.images.tar import LayerError
@@ -35,6 +38,12 @@ _SKIPPABLE = (b"\x2a\x4d\x18",)
 
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _GZIP_ERRORS: tuple[type[Exception], ...] = (zlib.error, fast_zlib.error)
+_MAGIC_BYTES = 6
+"""The longest of them: xz's."""
+
+_XZ_MEMORY = 256 << 20
+"""Bytes; `xz -9` needs 65 MiB."""
+
 _ZSTD_WINDOW_LOG_MAX = 27
 """The most that `zstd --ultra` uses: 128 MiB; a frame that wants more is refused."""
 
@@ -88,13 +97,16 @@ def decompress(chunks: Iterator[bytes], what: str = "the layer") -> Iterator[byt
     start = b""
     for chunk in chunks:
         start += chunk
-        if len(start) >= len(ZSTD_MAGIC):
+        if len(start) >= _MAGIC_BYTES:
             break
     rest = _chain(start, chunks)
     if start.startswith(GZIP_MAGIC):
         return _gunzip(rest, what)
     if start.startswith(ZSTD_MAGIC) or _is_skippable(start):
-        return _unzstd(rest, what)
+        return _unpack(rest, what, _zstd_format())
+    for known in (_BZIP2, _XZ):
+        if start.startswith(known.magic):
+            return _unpack(rest, what, known)
     return rest
 
 
@@ -124,14 +136,29 @@ def _gunzip(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
         raise LayerError(f"{what}'s gzip data ends too early", hint=_damaged(what))
 
 
-def _unzstd(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    decoder = _zstd_decoder()
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A compression whose decoders have the interface of the standard library's newer ones.
+
+    `begins`: whether a byte can be the first of one more frame.
+    """
+
+    name: str
+    magic: bytes
+    decoder: Callable[[], Any]
+    begins: Callable[[int], bool]
+    errors: tuple[type[Exception], ...]
+
+
+def _unpack(chunks: Iterator[bytes], what: str, form: _Format) -> Iterator[bytes]:
+    decoder = form.decoder()
     open_frame = False
     try:
         for data in chunks:
             while data or (open_frame and not decoder.needs_input):
-                if not open_frame and not (data[0] == ZSTD_MAGIC[0] or 0x50 <= data[0] <= 0x5F):
-                    raise LayerError(f"something follows {what}'s zstd data", hint=_damaged(what))
+                if not open_frame and not form.begins(data[0]):
+                    words = f"something follows {what}'s {form.name} data"
+                    raise LayerError(words, hint=_damaged(what))
                 piece = decoder.decompress(data, PIECE_BYTES)
                 open_frame = True
                 data = b""  # what was not used stays in the decoder
@@ -139,12 +166,13 @@ def _unzstd(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
                     yield piece
                 if decoder.eof:
                     data = decoder.unused_data
-                    decoder = _zstd_decoder()
+                    decoder = form.decoder()
                     open_frame = False
-    except zstd.ZstdError as error:
-        raise LayerError(f"{what}'s zstd data is damaged: {error}", hint=_damaged(what)) from error
+    except form.errors as error:
+        words = f"{what}'s {form.name} data is damaged: {error}"
+        raise LayerError(words, hint=_damaged(what)) from error
     if open_frame:
-        raise LayerError(f"{what}'s zstd data ends too early", hint=_damaged(what))
+        raise LayerError(f"{what}'s {form.name} data ends too early", hint=_damaged(what))
 
 
 def _damaged(what: str) -> str:
@@ -154,6 +182,25 @@ def _damaged(what: str) -> str:
 def _zstd_decoder() -> zstd.ZstdDecompressor:
     limit: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG_MAX}
     return zstd.ZstdDecompressor(options=limit)
+
+
+def _zstd_format() -> _Format:
+    def begins(byte: int) -> bool:
+        return byte == ZSTD_MAGIC[0] or 0x50 <= byte <= 0x5F
+
+    return _Format("zstd", ZSTD_MAGIC, _zstd_decoder, begins, (zstd.ZstdError,))
+
+
+def _bzip2_decoder() -> Any:
+    return bz2.BZ2Decompressor()
+
+
+def _xz_decoder() -> Any:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+
+_BZIP2 = _Format("bzip2", b"BZh", _bzip2_decoder, lambda byte: byte == 0x42, (OSError,))
+_XZ = _Format("xz", b"\xfd7zXZ\0", _xz_decoder, lambda byte: byte == 0xFD, (lzma.LZMAError,))
 
 
 def _is_skippable(start: bytes) -> bool:
