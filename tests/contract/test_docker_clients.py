@@ -74,7 +74,7 @@ def test_docker_run_with_what_is_not_implemented_names_the_field(wherry: Wherry)
     for flags, field in (
         (["-v", "/tmp:/x"], b"HostConfig.Binds"),
         (["-p", "8080:80"], b"HostConfig.PortBindings"),
-        (["--pid", "host"], b"HostConfig.PidMode"),
+        (["--blkio-weight", "500"], b"HostConfig.BlkioWeight"),
     ):
         done = wherry.docker("run", *flags, BUSYBOX, "true")
         assert done.returncode == 125

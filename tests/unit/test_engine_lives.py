@@ -52,7 +52,7 @@ def test_stop_of_one_that_waits_ends_it_without_another_die(tmp_path: Path) -> N
         await until(lambda: box(world).status is Status.RESTARTING, "the exit")
         await world.engine.containers.stop("box")
         assert (box(world).status, box(world).exit_code) == (Status.EXITED, 3)
-        assert world.events() == ["create", "start", "die", "kill", "stop"]
+        assert world.events() == ["create", "start", "die", "stop"]
         assert not world.machine.pins
         assert world.agent.containers[container.id].final
 

@@ -76,7 +76,8 @@ class Stopper:
         except AgentError as error:
             if error.code not in ("not_found", "conflict"):
                 raise
-        self._events.publish_late(container_event(container, "kill", signal=str(number)))
+        if container.alive:  # one that waits to be started again has nobody to send it to
+            self._events.publish_late(container_event(container, "kill", signal=str(number)))
         if answer and answer.get("unpaused") is True:
             self._registry.paused(entry, False)
 
