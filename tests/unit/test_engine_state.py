@@ -59,7 +59,7 @@ def test_containers_and_execs_are_read_back_as_they_were_written(tmp_path: Path)
     assert again.containers() == [changed]
     assert again.execs() == [execution]
     with again.transaction() as transaction:
-        transaction.delete_container(made.id, in_guest=True)
+        transaction.delete_container(made.id)
     assert (again.containers(), again.execs(), again.removals()) == ([], [], [made.id])
     again.close()
 

@@ -17,6 +17,7 @@ from wherry.build.bootstrap import Sources
 from wherry.engine import adopt, facts
 from wherry.engine.bootstrapping import Bootstrapper
 from wherry.engine.containers import Containers
+from wherry.engine.copying import Copying
 from wherry.engine.distribution import Distribution
 from wherry.engine.events import EventBus
 from wherry.engine.execs import Execs, exec_exit
@@ -96,6 +97,7 @@ class Engine:
             self._guest,
             lambda: (entry.container for entry in self._registry),
         )
+        self.copying = Copying(self._registry, self.events, self._guest, volumes)
         starter = Starter(self._registry, self._guest, spec_facts, volumes)
         self.containers = Containers(
             self._registry, self.events, self._guest, starter, self.images, volumes

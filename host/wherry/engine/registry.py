@@ -221,7 +221,7 @@ class Registry:
             if entry.stopping and not exit.restarting:
                 transaction.add_event(container_event(container, "stop"))
             if remove:
-                self._delete(transaction, container, orphans, in_guest=True)
+                self._delete(transaction, container, orphans)
             else:
                 transaction.update_container(container)
         entry.container = container
@@ -289,7 +289,7 @@ class Registry:
         orphans = self._orphans(entry) if remove else ()
         with self._events.transaction() as transaction:
             if remove:
-                self._delete(transaction, container, orphans, in_guest=True)
+                self._delete(transaction, container, orphans)
             else:
                 transaction.update_container(container)
         entry.container = container
@@ -304,8 +304,8 @@ class Registry:
         container = entry.container
         orphans = self._orphans(entry) if volumes else ()
         with self._events.transaction() as transaction:
-            in_guest = container.exit_code is not None
-            self._delete(transaction, container, orphans, in_guest=in_guest)
+            # Also one that never ran: files may have been copied into it.
+            self._delete(transaction, container, orphans)
         self._forget(entry, orphans)
 
     def rename(self, entry: Entry, name: str) -> None:
@@ -332,10 +332,8 @@ class Registry:
         transaction: Transaction,
         container: Container,
         volumes: Iterable[Volume],
-        *,
-        in_guest: bool,
     ) -> None:
-        transaction.delete_container(container.id, in_guest=in_guest)
+        transaction.delete_container(container.id)
         transaction.add_event(container_event(container, "destroy"))
         self._volumes.drop_rows(transaction, volumes)
 

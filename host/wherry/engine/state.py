@@ -100,11 +100,10 @@ class Transaction:
         assignments = ", ".join(f"{name} = :{name}" for name in _CONTAINER_CHANGES)
         self._connection.execute(f"UPDATE containers SET {assignments} WHERE id = :id", row)
 
-    def delete_container(self, container_id: str, *, in_guest: bool) -> None:
-        """Forget it and its execs. `in_guest`: note that the guest must remove it too."""
+    def delete_container(self, container_id: str) -> None:
+        """Forget it and its execs, and note that the guest must remove what it has of it."""
         self._connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
-        if in_guest:
-            self._connection.execute("INSERT OR IGNORE INTO removals VALUES (?)", (container_id,))
+        self._connection.execute("INSERT OR IGNORE INTO removals VALUES (?)", (container_id,))
 
     def add_volume(self, volume: Volume) -> None:
         row = {name: getattr(volume, name) for name in _VOLUME_FIELDS}
