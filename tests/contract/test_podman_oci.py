@@ -196,7 +196,7 @@ def test_volumes_tmpfs_and_readonly(podman: Podman, tmp_path: Path) -> None:
     )
     flags = [f"--volume={tmp_path}:/mnt:ro", "--read-only", "--tmpfs=/tmp"]
     out = podman.run(*flags, IMAGE, "sh", "-c", script).stdout
-    assert out.split() == ["shared", "ro", "root"]
+    assert out.split() == ["shared", "ro", "root", "ok"]
 
 
 def test_a_named_volume_keeps_what_was_written(podman: Podman) -> None:
