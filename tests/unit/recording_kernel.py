@@ -7,6 +7,8 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wherry_guest.core.holder import Holder
+from wherry_guest.core.programs import ProgramEnd
 from wherry_guest.core.syscalls import FileStatus, Kernel
 
 
@@ -52,6 +54,28 @@ class RecordingKernel(Kernel):
 
     def read(self, fd: int, size: int) -> bytes:
         return self.files[self._open[fd]].encode()[:size]
+
+    def fsopen(self, fstype: str) -> int:
+        self._record("fsopen", fstype)
+        return self._descriptor(fstype)
+
+    def fsmount(self, fd: int, attributes: int) -> int:
+        self._record("fsmount", fd, attributes)
+        return self._descriptor("fsmount")
+
+    def hold_user_namespace(self) -> Holder:
+        self._record("hold_user_namespace")
+        return Holder(pid=4242, number=4242, leash=-1)
+
+    def run_program(
+        self, path: str, args: Any, env: Any, text: bytes, timeout: float | None
+    ) -> ProgramEnd:
+        self._record("run_program", path, tuple(args), tuple(env), text, timeout)
+        return ProgramEnd(0, b"")
+
+    def readlink(self, path: str) -> str:
+        self._record("readlink", path)
+        return "4242"
 
     def realpath(self, path: str) -> str:
         return path
