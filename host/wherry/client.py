@@ -119,8 +119,9 @@ class Client:
         *,
         query: Mapping[str, object] | None = None,
         content_type: str = "application/x-tar",
+        method: str = "POST",
     ) -> Iterator[dict[str, Any]]:
-        """POST a body of any length; the answer is a stream of JSON objects, as in `lines`.
+        """Send a body of any length; the answer is a stream of JSON objects, as in `lines`.
 
         Args:
             chunks: iterated in another thread; what that raises is raised here.
@@ -128,7 +129,7 @@ class Client:
         http = _Http(self._open())
         sender = _Sender(http, chunks)
         try:
-            http.begin_upload("POST", _target(path, query), content_type)
+            http.begin_upload(method, _target(path, query), content_type)
             sender.start()
             status, headers = http.response()
             if status >= 400:

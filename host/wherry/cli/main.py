@@ -16,6 +16,7 @@ from wherry.errors import WherryError
 _COMMANDS = {
     "attach": "wherry.cli.run",
     "commit": "wherry.cli.snapshots",
+    "cp": "wherry.cli.cp",
     "create": "wherry.cli.run",
     "diff": "wherry.cli.snapshots",
     "events": "wherry.cli.events",
@@ -61,6 +62,7 @@ _COMMANDS = {
 _SUMMARIES = {
     "attach": "Attach to a running container's input and output",
     "commit": "Make an image of what a container changed",
+    "cp": "Copy files between a container and this computer",
     "create": "Create a container without starting it",
     "diff": "Show what a container changed",
     "events": "Show what happens, as it happens",
