@@ -4,8 +4,8 @@
                               └──────> waiting (a policy starts it again) -> starting
 
 Rules: `state.json` is written before PID 1 is asked for anything, so that a new agent can take
-every process over; the exit is stored (data disk and state.json) before it is told; only then PID 1
-forgets.
+every process over; the exit is stored on the data disk before it is told, and in state.json before
+PID 1 forgets.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ class Container:
         self.status = Status.RUNNING
         self.pid = message.pid
         self.started_ns = message.started_ns
+        again = self.exit is not None
         self.exit = None
         self.paths.exit.unlink(missing_ok=True)
         self.stdio = None
@@ -202,7 +203,8 @@ class Container:
         if stdin is not None:
             once = self.options.stdin_once and not self.options.tty
             self.stdin = Stdin(self._loop, stdin, once, on_stdin_closed)
-        self.save()
+        if again:  # else `begin` has saved all that PID 1 would not tell a new agent
+            self.save()
         self.started.resolve(None)
 
     def start_failed(self, error: CallError) -> None:
@@ -232,7 +234,7 @@ class Container:
         return sum(pump.lost for pump in self._pumps)
 
     def finished(self, exit: Exit) -> None:
-        """All output is in the log: store the exit, end the readers."""
+        """All output is in the log: store the exit, end the readers. `save` is the caller's."""
         self.pid = 0
         self.set_exit(exit)
         if self._pidfd >= 0:
@@ -245,7 +247,7 @@ class Container:
         self.exited.resolve(None)
 
     def set_exit(self, exit: Exit) -> None:
-        """Store how it ended, and whether that is its end."""
+        """Store how it ended, and whether that is its end. `save` is the caller's."""
         self.status = Status.WAITING if exit.restarting else Status.EXITED
         self.exit = exit
         try:
@@ -255,7 +257,7 @@ class Container:
                 raise
             # A full disk: state.json has it in this boot, and the engine for good.
             self.paths.exit.unlink(missing_ok=True)
-        self.save()
+            self.save()
 
     def kill(self, number: int) -> None:
         """Send a signal to the container's first process.

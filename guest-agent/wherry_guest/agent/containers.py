@@ -32,7 +32,7 @@ from wherry_guest.agent.volumes import Volumes
 from wherry_guest.channel import CallError, Channel
 from wherry_guest.core.syscalls import Kernel
 from wherry_guest.loop import Loop, Timer
-from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote
+from wherry_guest.zygote import Exited, Rootfs, SpawnFailed, Started, Zygote, ZygoteError
 
 _os: Final[Any] = os
 
@@ -78,6 +78,7 @@ class Containers:
         self._lives = Lives(loop, zygote, channel)
         self._containers: dict[str, Container] = {}
         self._timers: dict[str, Timer] = {}
+        self._leaving: set[str] = set()
         self._closing = False
         self._on_exit: Callable[[str], None] = lambda id: None
 
@@ -192,6 +193,8 @@ class Containers:
         container = self._containers.get(id)
         if container is not None and container.alive:
             raise CallError("conflict", f"container {id} is running")
+        if container is not None:
+            self._let_go(container)
         self._trash.take(paths.data)
         _remove_files(paths.run)
         self._containers.pop(id, None)
@@ -247,6 +250,8 @@ class Containers:
 
     def started(self, id: str, message: Started) -> None:
         container = self._containers[id]
+        if container.status in (Status.EXITED, Status.WAITING):
+            return  # as below
         stdio = container.stdio
         if stdio is None:
             raise LookupError(f"PID 1 started {id}, which has no descriptors")
@@ -266,6 +271,11 @@ class Containers:
 
     def ended(self, id: str, message: Exited) -> None:
         container = self._containers[id]
+        if container.status in (Status.EXITED, Status.WAITING):
+            # a former agent has stored its end, and was killed before PID 1 could forget it
+            self._leaving.add(id)
+            self._let_go(container)
+            return
         self._lives.unwatch(container)
         container.process_gone(message)
         self._on_exit(id)
@@ -322,6 +332,7 @@ class Containers:
 
     def _begin(self, request: Request, container: Container) -> None:
         """From here on the container is `starting`, for every other call too."""
+        self._let_go(container)
         try:
             lowerdirs = self._layers.hold(KEY + request.id, request.layers)
         except LayerError as error:
@@ -409,14 +420,26 @@ class Containers:
         else:
             container.waits_until = self._loop.time() + delay
         container.finished(exit)
-        self._preparer.ended(container.paths)
         self._channel().emit("container.exit", asdict(exit))
-        self._zygote.drop(_STDIN + container.id)
-        self._zygote.drop(_OUTPUT + container.id)
-        self._zygote.forget(KEY + container.id)
-        run(self._cgroup_removed(container))  # when it fails, the next start says so
+        self._leaving.add(container.id)
+        self._loop.call_soon(lambda: self._let_go(container))  # when the event is on its way
         if delay is not None:
             self._wait(container)
+
+    def _let_go(self, container: Container) -> None:
+        """What its end leaves to do once it was told, unless that is done already."""
+        if container.id not in self._leaving:
+            return
+        self._leaving.remove(container.id)
+        container.save()
+        self._preparer.ended(container.paths)
+        try:
+            self._zygote.drop(_STDIN + container.id)
+            self._zygote.drop(_OUTPUT + container.id)
+            self._zygote.forget(KEY + container.id)
+        except ZygoteError:
+            return  # PID 1 is gone: whoever listens to it hears of that next
+        run(self._cgroup_removed(container))  # when it fails, the next start says so
 
     # Starting again.
 
@@ -459,6 +482,7 @@ class Containers:
             timer.cancel()
         if container.exit is not None:
             container.set_exit(replace(container.exit, restarting=False, **changes))
+            container.save()
             self._channel().emit("container.exit", asdict(container.exit))
         self._layers.release(KEY + container.id)
 

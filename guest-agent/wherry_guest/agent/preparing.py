@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wherry_guest.agent.container import Container
-from wherry_guest.agent.kernel import is_safe_name
+from wherry_guest.agent.kernel import is_safe_name, write_file
 from wherry_guest.agent.paths import ContainerPaths, Paths
 from wherry_guest.agent.request import FILES, Request, with_size
 from wherry_guest.agent.volumes import Volumes
@@ -137,9 +137,7 @@ class Preparer:
         """The mounts of /etc/hosts and its kin."""
         directory, names = paths.run, tuple(request.files)
         for name, text in request.files.items():
-            path = directory / name
-            path.write_text(text, encoding="utf-8")
-            path.chmod(0o644)
+            write_file(f"{directory}/{name}", text, 0o644)
         if request.files_of is not None:
             directory = self._neighbour(request.files_of).paths.run
             names = tuple(name for name in FILES if (directory / name).exists())
