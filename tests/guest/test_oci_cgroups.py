@@ -149,3 +149,73 @@ def test_without_a_path_there_is_one_of_the_runtimes_own(wherry_oci: Runtime) ->
     id = wherry_oci.start(spec)
     lines = Path(f"/proc/{wherry_oci.pid(id)}/cgroup").read_text().splitlines()
     assert f"0::/wherry-oci/{id}" in lines
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    # what the kernel does not take: name -> (controller, linux.resources, our words)
+    "quota below a millisecond": (
+        "cpu",
+        {"cpu": {"quota": 10, "period": 100_000}},
+        "set cpu.max to 10 100000 (linux.resources.cpu.quota): the kernel does not take it",
+    ),
+    "a processor that is not there": (
+        "cpuset",
+        {"cpu": {"cpus": "4000"}},
+        "set cpuset.cpus to 4000 (linux.resources.cpu.cpus): the kernel does not take it",
+    ),
+    "a device that is not there": (
+        "io",
+        {"blockIO": {"throttleReadBpsDevice": [{"major": 511, "minor": 9, "rate": 1000}]}},
+        "set io.max to 511:9 rbps=1000 (linux.resources.blockIO (rbps)): the kernel does not",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_limit_that_the_kernel_does_not_take(runtime: Runtime, name: str) -> None:
+    controller, resources, words = REFUSED[name]
+    need(runtime, controller)
+    result = runtime.run(change(runtime.spec("true"), "linux.resources", resources))
+    assert result.returncode == 1
+    if runtime.ours:
+        assert words in result.stderr
+        assert not runtime.host.residue()["cgroups"]
+
+
+def test_the_pids_limit_holds(runtime: Runtime) -> None:
+    need(runtime, "pids")
+    spec = runtime.spec("sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait")
+    result = runtime.run(change(spec, "linux.resources", {"pids": {"limit": 4}}))
+    assert "Resource temporarily unavailable" in result.stderr
+
+
+def test_update_takes_runcs_flags(runtime: Runtime) -> None:
+    need(runtime, "memory")
+    need(runtime, "pids")
+    limits = {"memory": {"limit": 64 << 20}, "pids": {"limit": 10}}
+    id = runtime.start(change(runtime.spec("sleep", "100"), "linux.resources", limits))
+    runtime.ok("update", "--memory", str(32 << 20), "--pids-limit", "20", id)
+    directory = cgroup(runtime, id)
+    assert (directory / "memory.max").read_text().strip() == str(32 << 20)
+    assert (directory / "pids.max").read_text().strip() == "20"
+
+
+def test_a_limit_below_what_is_used_is_refused_where_asked(wherry_oci: Runtime) -> None:
+    need(wherry_oci, "memory")
+    id = wherry_oci.start(wherry_oci.spec("sleep", "100"))
+    resources = {"memory": {"limit": 4096, "checkBeforeUpdate": True}}
+    result = wherry_oci("update", "--resources", "-", id, input=json.dumps(resources))
+    assert result.returncode == 1
+    assert "linux.resources.memory.limit 4096 is below the" in result.stderr
+    assert wherry_oci.state(id)["status"] == "running"
+
+
+def test_events_tell_of_memory_and_pids(wherry_oci: Runtime) -> None:
+    need(wherry_oci, "memory")
+    need(wherry_oci, "pids")
+    limits = {"memory": {"limit": 64 << 20}, "pids": {"limit": 10}}
+    id = wherry_oci.start(change(wherry_oci.spec("sleep", "100"), "linux.resources", limits))
+    data = json.loads(wherry_oci.ok("events", "--stats", id))["data"]
+    assert data["memory"]["usage"]["limit"] == 64 << 20
+    assert data["memory"]["usage"]["usage"] > 0
+    assert data["pids"] == {"current": 1, "limit": 10}
