@@ -49,6 +49,13 @@ def test_devices_are_the_hosts_own(runtime: Runtime) -> None:
     assert runtime.lines(spec) == ["3", "ok"]
 
 
+def test_a_device_that_the_host_lacks_cannot_be_taken(wherry_oci: Runtime) -> None:
+    device = {"path": "/dev/no-such", "type": "c", "major": 1, "minor": 3}
+    result = wherry_oci.run(change(mapped(wherry_oci, "true"), "linux.devices", [device]))
+    assert result.returncode == 1
+    assert "take the device /dev/no-such (linux.devices): No such file" in result.stderr
+
+
 def test_sysfs_and_cgroup_and_mqueue_are_mounted(runtime: Runtime) -> None:
     spec = mapped(runtime, "sh", "-c", "ls /sys/class/net; ls /sys/fs/cgroup | grep -c procs")
     plain = ["nosuid", "noexec", "nodev"]

@@ -117,7 +117,7 @@ def pids(directory: str) -> list[int]:
     for path, _, _ in os.walk(directory):
         try:
             text = (Path(path) / "cgroup.procs").read_text("utf-8")
-        except (FileNotFoundError, OSError):
+        except OSError:
             continue  # removed meanwhile, or threaded: its processes are in the domain above
         found += [int(line) for line in text.split()]
     return found

@@ -57,9 +57,7 @@ def create(context: Context, id: str, options: CreateOptions) -> None:
         raise OciError("process.terminal is true: create needs --console-socket")
     if not terminal and options.console_socket is not None:
         raise OciError("--console-socket is given, but process.terminal is not true")
-    _, master = _create(context, id, loaded, options)
-    if master is not None:
-        os.close(master)
+    _create(context, id, loaded, options)
 
 
 def start(context: Context, id: str) -> None:
@@ -71,7 +69,7 @@ def start(context: Context, id: str) -> None:
         if status is not Status.CREATED:
             raise OciError(f"cannot start an already running container: {id}")
         birth.start(entry.directory, SOCKET)
-        _poststart(context, entry)
+    _poststart(context, entry)
 
 
 def run(context: Context, id: str, options: CreateOptions, detach: bool, keep: bool) -> int:
@@ -162,6 +160,8 @@ def _make(
             write_pid_file(options.pid_file, born.pid)
         if taker is not None and born.terminal is not None:
             console.send_master(taker, born.terminal)
+            os.close(born.terminal)
+            born.terminal = None
         return entry, born.terminal
 
 

@@ -62,8 +62,6 @@ def execute(context: Context, id: str, options: ExecOptions) -> int:
     except OciError as error:
         raise OciError(f"exec failed: {error.message}", EXEC_FAILED) from error
     if options.detach:
-        if master is not None:
-            os.close(master)
         return 0
     return wait(pid, master)
 
@@ -103,10 +101,12 @@ def _start(context: Context, entry: Entry, options: ExecOptions) -> tuple[int, i
                 write_pid_file(options.pid_file, born.pid)
             if taker is not None and born.terminal is not None:
                 console.send_master(taker, born.terminal)
+                os.close(born.terminal)
+                born.terminal = None
         except (OciError, OSError):
             birth.end(born.pid)
             raise
-        return born.pid, None if taker is not None else born.terminal
+        return born.pid, born.terminal
 
 
 def _check_state(entry: Entry, options: ExecOptions) -> None:

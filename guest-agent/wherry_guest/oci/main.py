@@ -22,6 +22,9 @@ from wherry_guest.oci.errors import EXEC_FAILED, FAILED, OciError
 from wherry_guest.oci.log import Log
 from wherry_guest.oci.store import Store
 
+INTERRUPTED: Final = 130
+"""As a shell has it: 128 and SIGINT."""
+
 _os: Final[Any] = os
 
 
@@ -43,6 +46,8 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     except OciError as error:
         log.error(error.message)
         return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         log.error(f"{command}: {error.strerror or error}{where}")
