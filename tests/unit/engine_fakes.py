@@ -154,6 +154,8 @@ class FakeAgent:
         self.attach_errors: list[AgentError] = []
         self.hold_start: asyncio.Event | None = None
         self.volumes: dict[str, int] = {}
+        self.archive_reply = b""
+        self.archive_waits = True
         self.unacknowledged: list[SimpleNamespace] = []
         self.handler: Callable[[Any], Awaitable[None]] | None = None
         self._ids = itertools.count(1)
@@ -393,6 +395,20 @@ class FakeAgent:
         if container is not None and container.running:
             raise AgentError("running", code="conflict")
         self.containers.pop(id, None)
+        return {}
+
+    async def _container_archive(self, stream: int, op: str, **params: Any) -> Any:
+        """`archive_reply`: what comes on the stream; of a write once the host has ended it."""
+        target = self.streams[stream]
+
+        def answer() -> None:
+            target.send(self.archive_reply)
+            target.finish()
+
+        if op == "write" and self.archive_waits:
+            target.on_input_end = answer
+        else:
+            answer()
         return {}
 
     async def _volume_remove(self, name: str) -> Any:

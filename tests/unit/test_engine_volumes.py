@@ -213,3 +213,14 @@ def test_filters(tmp_path: Path) -> None:
             found(size=["1"])
 
     play(tmp_path, scene)
+
+
+def test_containers_are_found_by_their_volumes(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        await world.create("box", Binds=["data:/x"])
+        await world.create("other")
+        for value in ("data", "/x"):
+            found = world.engine.containers.list(all=True, filters={"volume": [value]})
+            assert [container.name for container in found] == ["box"]
+
+    play(tmp_path, scene)

@@ -1,4 +1,4 @@
-"""A first process for containers (`--init`): it forwards signals and reaps, and weighs 16 KiB.
+"""A first process for containers (`--init`): it forwards signals and reaps, and weighs 12 KiB.
 
 A Python process that stayed behind for that would weigh some MiB, and nothing in the machine could
 compile another one: so it is written in machine code, here, and runs from memory. A test has GNU's

@@ -72,7 +72,7 @@ async def info(engine: Engine, _request: Request) -> Response:
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", "erofs"]],
         "Plugins": {
-            "Volume": [],
+            "Volume": ["local"],
             "Network": [],
             "Authorization": None,
             "Log": ["json-file", "local", "none"],

@@ -44,13 +44,18 @@ def inspect_command(
 
 
 def _find(app: App, name: str, kind: str | None) -> Any:
-    for noun in ("container", "image"):
+    # A container's or volume's name is one segment of the path: `a/b` is none, nor a page.
+    segment = quote(name, safe="")
+    places = {
+        "container": f"/containers/{segment}/json",
+        "image": f"/images/{name}/json",
+        "volume": f"/volumes/{segment}",
+    }
+    for noun, path in places.items():
         if kind not in (None, noun):
             continue
         try:
-            # A container's name is one segment of the path: `a/b` is none, and not a page either.
-            target = quote(name, safe="") if noun == "container" else name
-            return app.client.request("GET", f"/{noun}s/{target}/json").json()
+            return app.client.request("GET", path).json()
         except EngineError as error:
             if error.http_status != 404:
                 raise

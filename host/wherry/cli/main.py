@@ -73,7 +73,7 @@ _SUMMARIES = {
     "images": "List images",
     "import": "Make an image of the tar of a root file system",
     "info": "Show facts about the engine and the machine",
-    "inspect": "Show everything about containers or images, as JSON",
+    "inspect": "Show everything about containers, images, volumes, as JSON",
     "kill": "Send a signal to containers",
     "load": "Load the images of an archive",
     "login": "Log in to a registry",

@@ -13,7 +13,7 @@ from wherry.errors import InvalidInput, NotImplementedYet
 
 Filters = Mapping[str, Sequence[str]]
 
-_LATER = ("expose", "is-task", "isolation", "network", "publish", "volume")
+_LATER = ("expose", "is-task", "isolation", "network", "publish")
 SHOW_STOPPED = ("status", "exited", "before", "since")
 """Filters that ask for stopped containers too, without `all`."""
 
@@ -45,6 +45,8 @@ def _test(
         return lambda container: all(_has_label(container, value) for value in values)
     if name == "ancestor":
         return lambda container: any(_is_from(container, value) for value in values)
+    if name == "volume":
+        return lambda container: any(_mounts(container, value) for value in values)
     if name == "status":
         wanted = [_status(value) for value in values]
         return lambda container: container.status in wanted
@@ -78,6 +80,11 @@ def _has_label(container: Container, wanted: str) -> bool:
     name, separator, value = wanted.partition("=")
     labels = container.labels
     return name in labels and (not separator or labels[name] == value)
+
+
+def _mounts(container: Container, wanted: str) -> bool:
+    """A volume by its name, or whatever is mounted at a path."""
+    return any(wanted in (mount.volume, mount.destination) for mount in container.mounts)
 
 
 def _is_from(container: Container, image: str) -> bool:
