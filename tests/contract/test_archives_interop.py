@@ -47,11 +47,11 @@ def layout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def podman(tmp_path: Path) -> Callable[..., str]:
+def podman(podman_root: Path) -> Callable[..., str]:
     program = require("podman", "podman")
     options = [
-        f"--root={tmp_path / 'podman'}",
-        f"--runroot={tmp_path / 'run'}",
+        f"--root={podman_root / 'root'}",
+        f"--runroot={podman_root / 'run'}",
         "--storage-driver=vfs",
         "--events-backend=none",
     ]

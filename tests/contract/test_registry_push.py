@@ -81,7 +81,7 @@ def podman(root: Path, *arguments: str) -> str:
 
 
 def test_what_was_pushed_is_read_by_skopeo_and_podman(
-    registry: RunningRegistry, store: ImageStore, tmp_path: Path
+    registry: RunningRegistry, store: ImageStore, tmp_path: Path, podman_root: Path
 ) -> None:
     name = f"{registry.host}/push/plain:1"
     image = made(store, tmp_path / "image", name)
@@ -92,18 +92,18 @@ def test_what_was_pushed_is_read_by_skopeo_and_podman(
     config = inspected(name, "--config")
     assert tuple(config["rootfs"]["diff_ids"]) == image.diff_ids
     skopeo("copy", "--src-tls-verify=false", f"docker://{name}", f"dir:{tmp_path / 'copy'}")
-    assert podman(tmp_path / "podman", "pull", "--quiet", "--tls-verify=false", name) == (
+    assert podman(podman_root, "pull", "--quiet", "--tls-verify=false", name) == (
         image.id.removeprefix("sha256:")
     )
     assert store.pull(name, auth=ANONYMOUS).id == image.id
 
 
 def test_what_podman_pushed_is_pulled_and_pushed_on(
-    registry: RunningRegistry, store: ImageStore, tmp_path: Path
+    registry: RunningRegistry, store: ImageStore, tmp_path: Path, podman_root: Path
 ) -> None:
     (tmp_path / "rootfs.tar").write_bytes(tar_of({"etc/": b"", "etc/motd": b"hello\n"}))
     name = f"{registry.host}/podman/made:1"
-    root = tmp_path / "podman"
+    root = podman_root
     podman(root, "import", "--quiet", str(tmp_path / "rootfs.tar"), name)
     podman(root, "push", "--quiet", "--tls-verify=false", name)
     image = store.pull(name, auth=ANONYMOUS)
