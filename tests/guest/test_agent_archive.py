@@ -17,6 +17,7 @@ import pytest
 from agent_machine import AgentMachine, agent_machine
 from containers_harness import SPEC
 
+from wherry.errors import AgentError
 from wherry.link import StreamReset
 from wherry_guest import entries
 from wherry_guest.entries import END, Entry, encode
@@ -375,11 +376,18 @@ def test_removal_ends_what_goes_on(tmp_path: Path) -> None:
         stream = machine.link.open_stream()
         params = {"id": "c1", "layers": ["busybox"], "mounts": [], "op": "write", "path": "/tmp"}
         await machine.link.call("container.archive", {**params, "stream": stream.id})
+        with pytest.raises(AgentError, match="files of container c1 are being copied"):
+            await machine.start("c1", "true")
         await machine.link.call("container.remove", {"id": "c1"})
         with pytest.raises(StreamReset, match="removed"):
             while await stream.read():
                 pass
-        layers = await machine.link.call("layers.list", {})
-        assert layers["layers"]
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await machine.start("c1", "true")
+                    break
+                except AgentError:  # its last process is being reaped
+                    await asyncio.sleep(0.01)
 
     drive(tmp_path, scenario)

@@ -86,6 +86,7 @@ class Archives:
         self._channel = channel
         self._count = 0
         self._workers: dict[str, dict[str, Worker]] = {}
+        self._mounted: list[str] = []
 
     def archive(self, params: Params) -> Answer:
         """`container.archive`."""
@@ -102,6 +103,15 @@ class Archives:
         else:
             raise CallError("invalid", f"op {operation!r} is not {STAT}, {READ} or {WRITE}")
         return None
+
+    def check_still(self, id: str) -> None:
+        """Refuse a start while its root is mounted here: two overlays would share a directory.
+
+        Raises:
+            CallError: `conflict`.
+        """
+        if id in self._mounted:
+            raise CallError("conflict", f"files of container {id} are being copied")
 
     def container_removed(self, id: str) -> None:
         """Its files are being deleted: who works on them gives up."""
@@ -130,6 +140,8 @@ class Archives:
             for stdin in feeding:
                 stdin.close()
             self._layers.release(holder)
+            if not running:
+                self._mounted.remove(id)
             workers = self._workers[id]
             del workers[holder]
             if not workers:
@@ -137,6 +149,7 @@ class Archives:
 
         try:
             enter, keep = self._view(id, params, lowers)
+            running = bool(keep)
 
             def job(out: int) -> None:
                 try:
@@ -153,6 +166,8 @@ class Archives:
             _close_all(_real(feed, feeder))
             raise
         _close_all([*keep, *_real(feed)])
+        if not running:
+            self._mounted.append(id)
         if feeder >= 0:
             feeding.append(Stdin(self._loop, feeder, True))
             feeding[0].connect(stream)

@@ -172,7 +172,7 @@ class Agent:
             "layers.attach": later(self._attach_layers),
             "layers.detach": later(self._detach_layers),
             "layers.list": at_once(self._list_layers),
-            "container.start": later(self._when_ready(containers.start)),
+            "container.start": later(self._when_ready(self._start_container)),
             "container.attach": later(containers.attach),
             "container.kill": later(containers.kill),
             "container.pause": later(containers.pause),
@@ -252,6 +252,11 @@ class Agent:
         if container is None or not container.running:
             raise CallError("conflict", f"container {params.text('id')} is not running")
         return processes(container.paths.cgroup)
+
+    async def _start_container(self, params: Params) -> Answer:
+        if self._archives is not None:
+            self._archives.check_still(params.identifier("id"))
+        return await self._containers.start(params)
 
     def _remove_container(self, params: Params) -> Answer:
         answer = self._containers.remove(params)
