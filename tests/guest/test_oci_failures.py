@@ -41,9 +41,14 @@ def plain(runtime: Runtime, source: Path) -> dict[str, Any]:
     change(spec, "linux.readonlyPaths", ["/proc/sys"])
     change(spec, "linux.sysctl", {"net.ipv4.ip_forward": "1"})
     change(spec, "linux.rootfsPropagation", "private")
-    change(spec, "linux.resources", {"devices": [{"allow": False, "access": "rwm"}]})
-    hooks = {name: [{"path": "/bin/true"}] for name in ("createRuntime", "createContainer")}
-    return change(spec, "hooks", hooks)
+    return change(spec, "linux.resources", {"devices": [{"allow": False, "access": "rwm"}]})
+
+
+def hooked(runtime: Runtime, source: Path) -> dict[str, Any]:
+    """Hooks, whose own children count too: what fails in them shadows what else has that number."""
+    stages = ("prestart", "createRuntime", "createContainer", "startContainer")
+    hooks = {stage: [{"path": "/bin/true"}] for stage in stages}
+    return change(runtime.spec("true"), "hooks", hooks)
 
 
 def mapped(runtime: Runtime, source: Path) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def mapped(runtime: Runtime, source: Path) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("make", [plain, mapped])
+@pytest.mark.parametrize("make", [plain, mapped, hooked])
 def test_whichever_call_fails_nothing_is_left(
     wherry_oci: Runtime, tmp_path: Path, make: Callable[[Runtime, Path], dict[str, Any]]
 ) -> None:
@@ -87,8 +92,9 @@ def test_whichever_call_fails_nothing_is_left(
             assert result.returncode == 1, (number, name, result)
             (line,) = result.stderr.splitlines()
             assert "internal error" not in line, (number, name, line)
-            assert "Input/output error" in line or name == "execve", (number, name, line)
+            assert "input/output error" in line.lower() or name == "execve", (number, name, line)
         assert wherry_oci.host.residue() == before, (number, name)
     else:
         raise AssertionError(f"more than {MOST_CALLS} calls")
-    assert {"clone", "mount", "pivot_root", "move_mount", "capset", "execve"} <= set(names)
+    assert {"clone", "capset", "execve"} <= set(names)
+    assert make is hooked or {"mount", "pivot_root", "move_mount"} <= set(names)
