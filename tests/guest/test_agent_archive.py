@@ -210,8 +210,9 @@ def test_what_is_mounted_can_be_overwritten_and_read_only_places_not(tmp_path: P
         await stopped(machine)
         head = await write(machine, "/tmp", [file("x")], readonly=True)
         assert head == {"code": "invalid", "message": "container rootfs is marked read-only"}
-        head = await write(machine, "/etc/passwd", [file("x")])
-        assert head["message"] == "extraction point is not a directory"
+        for content in (b"x", bytes(4_000_000)):
+            head = await write(machine, "/etc/passwd", [file("x", content)])
+            assert head["message"] == "extraction point is not a directory"
 
     drive(tmp_path, scenario)
 

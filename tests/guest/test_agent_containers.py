@@ -305,3 +305,15 @@ def test_shutdown_ends_what_runs_and_powers_off(tmp_path: Path) -> None:
         assert await asyncio.to_thread(machine.process.wait, 30) == 0
 
     drive(tmp_path, scenario)
+
+
+def test_a_process_that_does_not_read_its_input_is_not_the_agents_end(tmp_path: Path) -> None:
+    async def scenario(machine: AgentMachine) -> None:
+        agent = await machine.agent_pid()
+        await machine.start("c1", "sh", "-c", "exec <&-; sleep 0.5; exit 3", open_stdin=True)
+        stream, _ = await machine.attach("c1", stdin=True)
+        await stream.write(bytes(4_000_000))
+        assert (await machine.event("container.exit", id="c1"))["exit_code"] == 3
+        assert await machine.agent_pid() == agent
+
+    drive(tmp_path, scenario)

@@ -57,7 +57,13 @@ def run_program(loop: Loop, argv: Sequence[str], timeout: float) -> Promise[Fini
             (_os.POSIX_SPAWN_DUP2, writer, 1),
             (_os.POSIX_SPAWN_DUP2, writer, 2),
         ]
-        pid = _os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, file_actions=actions)
+        pid = _os.posix_spawnp(
+            argv[0],
+            list(argv),
+            _ENVIRONMENT,
+            file_actions=actions,
+            setsigdef=[_signal.SIGPIPE],  # which we ignore
+        )
     except OSError:
         os.close(reader)
         raise

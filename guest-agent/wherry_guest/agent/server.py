@@ -7,6 +7,7 @@ PID 1 has answered, its messages about processes wait.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -85,6 +86,8 @@ class Agent:
 
     def start(self) -> None:
         """Ask PID 1 for what it keeps; the rest follows its answer."""
+        if hasattr(signal, "SIGPIPE"):  # a process that does not read its input is not our end
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._loop.add_reader(self._zygote.fileno(), self._zygote_readable)
         self._zygote.fetch()
