@@ -173,3 +173,17 @@ def test_a_hundred_megabytes_go_through_in_flat_memory(wherry: Wherry, tmp_path:
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     assert int(peak) < 300_000, f"the engine's peak is {peak} kB"
     wherry.run("rm", "-f", name, check=True)
+
+
+def test_input_that_nobody_reads_is_not_the_agents_end(wherry: Wherry, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(bytes(5_000_000))
+    name = unique("unread")
+    wherry.out("run", "-d", "--name", name, BUSYBOX, "sleep", "1000")
+    console = wherry.home.machine("default").console_log
+    before = console.read_text(errors="replace").count("agent ended")
+    wherry.run("cp", str(big), f"{name}:/no/such/place")
+    script = "exec <&-; sleep 0.3"
+    wherry.run("run", "--rm", "-i", BUSYBOX, "sh", "-c", script, input=big.read_bytes())
+    wherry.run("rm", "-f", name, check=True)
+    assert console.read_text(errors="replace").count("agent ended") == before
