@@ -150,12 +150,27 @@ class Terminal:
 
     def expect(self, text: bytes, seconds: float = 20.0) -> None:
         """Wait until `text` is shown, after what earlier calls waited for."""
+        if not self.shows(text, seconds):
+            raise AssertionError(f"{text!r} was not shown; the terminal shows:\n{self.shown!r}")
+
+    def shows(self, text: bytes, seconds: float) -> bool:
+        """Whether `text` is shown within so many seconds, after what earlier calls waited for."""
         deadline = time.monotonic() + seconds
         while (position := self.shown.find(text, self._seen)) < 0:
             left = deadline - time.monotonic()
             if left <= 0 or not self._read(left):
-                raise AssertionError(f"{text!r} was not shown; the terminal shows:\n{self.shown!r}")
+                return False
         self._seen = position + len(text)
+        return True
+
+    def interrupt(self, prompt: bytes) -> None:
+        """Ctrl-C until the shell shows its prompt: one may come before the command has begun."""
+
+        def interrupted() -> bool:
+            self.type(b"\x03")
+            return self.shows(prompt, 1.0)
+
+        eventually("Ctrl-C ends the command", interrupted)
 
     def wait(self, seconds: float = 20.0) -> int:
         """The exit code of the program."""

@@ -124,8 +124,7 @@ def test_docker_run_on_a_terminal(wherry: Wherry) -> None:
         eventually("the new size arrives", resized)
         terminal.type(b"echo sl''eeps; sleep 1000\r")
         terminal.expect(b"sleeps")
-        terminal.type(b"\x03")
-        terminal.expect(b"# ")
+        terminal.interrupt(b"# ")
         terminal.type(b"exit 6\r")
         assert terminal.wait() == 6
 

@@ -268,8 +268,7 @@ def test_a_terminal_is_raw_sized_resized_and_takes_ctrl_c(wherry: Wherry) -> Non
         eventually("the new size arrives", lambda: _size_is(terminal, b"40 120"))
         terminal.type(b"echo sl''eeps; sleep 1000\r")
         terminal.expect(b"sleeps")
-        terminal.type(b"\x03")
-        terminal.expect(b"# ")
+        terminal.interrupt(b"# ")
         terminal.type(b"exit 3\r")
         assert terminal.wait() == 3
 

@@ -11,7 +11,7 @@ from wherry.api import fields, views
 from wherry.api.http import Hijack, RawConnection, Request, Response, Route, json_response
 from wherry.api.streams import content_type, log_bytes, multiplexed, relay
 from wherry.api.timefmt import parse_time
-from wherry.errors import InvalidInput, StartFailed, WherryError
+from wherry.errors import InvalidInput, WherryError
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -158,34 +158,32 @@ async def create_exec(engine: Engine, request: Request) -> Response:
 
 
 async def start_exec(engine: Engine, request: Request) -> Response | Hijack:
+    """As Docker: the stream is opened first, and what then fails is said in it.
+
+    Clients take the connection over when they have the head of the answer; docker-py loses what
+    comes in the same packet, so a quick command's output must not be there already. They inspect
+    the exec for its exit code, also for that of a start that failed (126, 127).
+    """
     options = request.json()
     execution = engine.execs.get(request.args["id"])
-    detach, tty = bool(options.get("Detach")), bool(options.get("Tty"))
-    try:
-        attachment = await engine.execs.start(execution.id, detach=detach, tty=tty)
-    except StartFailed as error:
-        if detach:
-            raise
-        return _said_in_stream(error, execution.tty, request.version)
-    if attachment is None:
+    tty = bool(options.get("Tty"))
+    if options.get("Detach") or execution.started:  # the latter is a conflict
+        await engine.execs.start(execution.id, detach=True, tty=tty)
         return Response(200)
     stdin = bool(execution.config.get("AttachStdin"))
     keys = detachkeys.parse_keys(execution.config.get("DetachKeys") or detachkeys.DEFAULT)
 
     async def run(connection: RawConnection) -> None:
-        await relay(attachment, connection, stdin=stdin, detach_keys=keys)
+        try:
+            attachment = await engine.execs.start(execution.id, detach=False, tty=tty)
+        except WherryError as error:
+            text = f"{error.message}\r\n".encode()
+            await connection.write(text if execution.tty else multiplexed(2, text))
+            return
+        if attachment is not None:
+            await relay(attachment, connection, stdin=stdin, detach_keys=keys)
 
-    return Hijack(run, content_type(attachment.tty, request.version))
-
-
-def _said_in_stream(error: StartFailed, tty: bool, version: tuple[int, int]) -> Hijack:
-    """As Docker: clients expect a stream, and then inspect the exec for its code (126, 127)."""
-
-    async def run(connection: RawConnection) -> None:
-        text = f"{error.message}\r\n".encode()
-        await connection.write(text if tty else multiplexed(2, text))
-
-    return Hijack(run, content_type(tty, version))
+    return Hijack(run, content_type(execution.tty, request.version))
 
 
 async def inspect_exec(engine: Engine, request: Request) -> Response:
