@@ -47,12 +47,11 @@ async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) ->
         task = asyncio.current_task()
         assert task is not None
         connections.add(task)
+        task.add_done_callback(connections.discard)
         try:
             await _Connection(engine, reader, writer).run()
         except asyncio.CancelledError:
             pass  # the server is closing
-        finally:
-            connections.discard(task)
 
     server = await asyncio.start_server(accept, sock=listener, limit=READ_SIZE)
     try:
@@ -62,6 +61,7 @@ async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) ->
         for task in tuple(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+        await asyncio.sleep(0)  # what was closed takes one more turn of the loop to be gone
 
 
 class _Connection:

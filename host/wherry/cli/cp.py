@@ -124,16 +124,16 @@ def _archive(client: Client, container: str, path: str) -> Iterator[bytes]:
 
 def _status(client: Client, container: str, path: str) -> _Status | None:
     """None when there is no such path; raises EngineError when there is no such container."""
+    endpoint, query = f"/containers/{container}/archive", {"path": path}
     try:
-        query = {"path": path}
-        reply = client.request("HEAD", f"/containers/{container}/archive", query=query)
+        reply = client.request("HEAD", endpoint, query=query)
     except EngineError as error:
         if error.http_status == 404:
             client.request("GET", f"/containers/{container}/json")  # says so, if that is missing
             return None
-        for _ in _archive(client, container, path):  # the answer to HEAD has no words
+        for _ in _archive(client, container, path):  # the answer to HEAD has no words, this has
             break
-        raise InvalidInput(f"{container}:{path} cannot be looked at") from error
+        reply = client.request("HEAD", endpoint, query=query)  # what was wrong is over
     fields = json.loads(base64.b64decode(reply.headers[_HEADER]))
     return _Status(int(fields["mode"]), str(fields["linkTarget"]))
 
