@@ -142,21 +142,24 @@ def client(engine: SimpleNamespace) -> Iterator[Client]:
         paths = home.machine("default")
         paths.root.mkdir(parents=True)
         listener = listen_unix(paths.api_socket)
-        loop = asyncio.new_event_loop()
         stop = asyncio.Event()
-        thread = threading.Thread(
-            target=lambda: loop.run_until_complete(serve(engine, listener, stop))
-        )
+        running = threading.Event()
+
+        async def main() -> None:
+            engine.loop = asyncio.get_running_loop()
+            running.set()
+            await serve(engine, listener, stop)
+
+        thread = threading.Thread(target=lambda: asyncio.run(main()))  # as the engine's process
         thread.start()
-        engine.loop = loop
+        assert running.wait(10), "the server's loop did not start within 10 s"
         client = Client(home, "default")
         try:
             yield client
         finally:
             client.close()
-            loop.call_soon_threadsafe(stop.set)
+            engine.loop.call_soon_threadsafe(stop.set)
             thread.join(10)
-            loop.close()
             assert not thread.is_alive(), "the server did not stop within 10 s"
 
 

@@ -27,6 +27,10 @@ BODY_LIMIT = 8 * 1024 * 1024
 """Bytes of a body that is read in whole; Docker's own clients send a few KiB of JSON."""
 
 _LINGER_SECONDS = 2.0
+_ACCEPT_TURNS = 4
+"""Turns of the loop from accept(2) to our callback (CPython, asyncio/selector_events.py): what was
+accepted just before the end becomes a connection, and is closed as one."""
+
 _COMMON_HEADERS = (
     ("Api-Version", "1.50"),
     ("Docker-Experimental", "false"),
@@ -43,25 +47,30 @@ async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) ->
     """Serve the API on a listening socket until `stop` is set; open connections are then cut."""
     connections: set[asyncio.Task[None]] = set()
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    # A plain function, so that a connection is known from the moment that it is made: a task that
+    # is cancelled before its first step could not close it.
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(_Connection(engine, reader, writer).run())
         connections.add(task)
-        task.add_done_callback(connections.discard)
-        try:
-            await _Connection(engine, reader, writer).run()
-        except asyncio.CancelledError:
-            pass  # the server is closing
+
+        def ended(_: object) -> None:
+            connections.discard(task)
+            writer.transport.abort()  # closed already, unless the server is ending
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a connection failed", exc_info=error)
+
+        task.add_done_callback(ended)
 
     server = await asyncio.start_server(accept, sock=listener, limit=READ_SIZE)
     try:
         await stop.wait()
     finally:
         server.close()
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
         for task in tuple(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
-        await asyncio.sleep(0)  # what was closed takes one more turn of the loop to be gone
 
 
 class _Connection:
