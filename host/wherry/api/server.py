@@ -28,8 +28,7 @@ BODY_LIMIT = 8 * 1024 * 1024
 
 _LINGER_SECONDS = 2.0
 _ACCEPT_TURNS = 4
-"""Turns of the loop from accept(2) to our callback (CPython, asyncio/selector_events.py): what was
-accepted just before the end becomes a connection, and is closed as one."""
+"""Turns of the loop from accept(2) to our callback (CPython, asyncio/selector_events.py)."""
 
 _COMMON_HEADERS = (
     ("Api-Version", "1.50"),
@@ -65,12 +64,22 @@ async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) ->
     try:
         await stop.wait()
     finally:
+        await _stop_accepting(listener)
         server.close()
-        for _ in range(_ACCEPT_TURNS):
-            await asyncio.sleep(0)
         for task in tuple(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+
+async def _stop_accepting(listener: socket.socket) -> None:
+    """Accept no more, and let what was accepted become a connection.
+
+    CPython up to 3.11 drops a connection, unclosed, whose server is closed between the two.
+    """
+    with contextlib.suppress(NotImplementedError):  # Windows' loop has no readers
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(_ACCEPT_TURNS):
+        await asyncio.sleep(0)
 
 
 class _Connection:
