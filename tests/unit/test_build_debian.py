@@ -186,7 +186,7 @@ def test_packages_are_unpacked_through_the_merged_usr(tmp_path: Path) -> None:
         assert b"usr/share/doc/one/NEWS" in tree
         listing = tree.read(b"var/lib/dpkg/info/one.list")
         assert b"/lib/one.so\n" in listing
-        assert b"deb.debian.org/debian-security" in tree.read(
+        assert b"URIs: http://security.debian.org/debian-security\n" in tree.read(
             b"etc/apt/sources.list.d/debian.sources"
         )
 

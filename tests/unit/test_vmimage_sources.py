@@ -14,7 +14,7 @@ from wherry_image.archive import Package
 from wherry_image.errors import MirrorError, PackageGone, SignatureError
 from wherry_image.fetch import fetch_bytes, fetch_packages
 from wherry_image.index import resolve_lock
-from wherry_image.mirror import Mirror, apt_mirror, mirrors
+from wherry_image.mirror import SNAPSHOT, Mirror, apt_mirror, mirrors
 from wherry_image.signature import archive_keyring, verified_text
 
 TIME = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -58,8 +58,8 @@ def test_a_configured_mirror_is_the_only_one(apt: Callable[..., Path]) -> None:
 def test_without_apt_the_snapshot_archive_is_asked(tmp_path: Path) -> None:
     found = mirrors(None, TIME, {}, tmp_path)
     assert urls(found) == [
-        "https://snapshot.debian.org/archive/debian/20260105T120000Z",
-        "https://snapshot.debian.org/archive/debian/20260106T120000Z",
+        f"{SNAPSHOT}/debian/20260105T120000Z",
+        f"{SNAPSHOT}/debian/20260106T120000Z",
     ]
 
 

@@ -51,7 +51,7 @@ class Lock:
 
     @property
     def snapshot(self) -> str:
-        """The timestamp as snapshot.debian.org writes it: `20260101T000000Z`."""
+        """The timestamp as Debian's snapshot archive writes it: `20260101T000000Z`."""
         return self.timestamp.strftime(_TIME)
 
 

@@ -251,13 +251,20 @@ def _put_text(tree: FileTree, path: bytes, mode: int, text: bytes, mtime: int) -
     tree.put_file(path, Entry(kinds.REGULAR, mode, mtime=mtime), text)
 
 
+_ARCHIVES = {
+    "debian": "http://ftp.debian.org/debian",
+    "debian-security": "http://security.debian.org/debian-security",
+}
+"""Debian's own addresses of its archives."""
+
+
 def _apt_sources() -> bytes:
     """deb822, sources.list(5): Debian's own addresses, whichever mirror the packages came from."""
     stanzas = []
     for archive in sorted({suite.archive for suite in SUITES}):
         suites = " ".join(suite.name for suite in SUITES if suite.archive == archive)
         stanzas.append(
-            f"Types: deb\nURIs: http://deb.debian.org/{archive}\nSuites: {suites}\n"
+            f"Types: deb\nURIs: {_ARCHIVES[archive]}\nSuites: {suites}\n"
             f"Components: main\nSigned-By: {_KEYRING}\n"
         )
     return "\n".join(stanzas).encode()
