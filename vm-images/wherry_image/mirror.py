@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from .errors import MirrorError
 
-SNAPSHOT = "https://snapshot.debian.org/archive"
+SNAPSHOT = "https://snapshot-cloudflare.debian.org/archive"
+"""Debian's snapshot archive behind a content network; what comes from it is checked by digest."""
 VARIABLE = "WHERRY_DEBIAN_MIRROR"
 
 _SNAPSHOT_LAG = timedelta(days=1)
