@@ -40,6 +40,10 @@ class Port:
         self.cuts = self.lost_bytes = 0
         self.refuse = False
 
+    def open(self) -> int:
+        """The guest's side, as one more descriptor of it."""
+        return self.guest.dup().detach()
+
     async def connect(self) -> CuttableTransport:
         if self.refuse:
             raise ConnectionRefusedError("QEMU is not there")
@@ -128,13 +132,15 @@ class CuttableTransport:
 class Guest:
     """A thread that runs `Loop` and `Channel` on the guest's end of a port."""
 
-    def __init__(self, port: Port, handlers: dict[str, Handler] | None = None) -> None:
+    def __init__(
+        self, open_port: Callable[[], int], handlers: dict[str, Handler] | None = None
+    ) -> None:
         self._wake, self._woken = socket.socketpair()
         self.loop = Loop()
         own = {"echo": _echo, "source": self._source, "sink": self._sink, "twice": self._twice}
         self.channel = Channel(
             self.loop,
-            lambda: port.guest.dup().detach(),
+            open_port,
             {**own, **(handlers or {})},
             {"agent": {"version": "1"}},
         )
@@ -226,7 +232,7 @@ async def linked(
     handlers: dict[str, Handler] | None = None,
 ) -> AsyncIterator[tuple[Link, Guest, Port]]:
     port = Port()
-    guest = Guest(port, handlers)
+    guest = Guest(port.open, handlers)
     link = await open_link(port.connect, deadline=DEADLINE)
     try:
         yield link, guest, port
@@ -528,7 +534,7 @@ def test_a_restarted_agent_fails_calls_resets_streams_and_is_told_of() -> None:
             call = asyncio.create_task(link.call("never", {}, timeout=None))
             await stream.read()
             guest.stop()
-            replacement = Guest(port)
+            replacement = Guest(port.open)
             with pytest.raises(LinkClosed, match="restarted"):
                 await call
             with pytest.raises(StreamReset):
@@ -625,11 +631,7 @@ def test_a_socket_port_is_opened_anew_when_it_ends() -> None:
             return CuttableTransport(qemu)
 
         taken: list[socket.socket] = []
-        port = Port()
-        guest = Guest(port)
-        guest.do(guest.channel.close)
-        guest.channel = Channel(guest.loop, dial, {"echo": _echo}, {})
-        guest.do(guest.channel.start)
+        guest = Guest(dial)
         link = await open_link(connect, deadline=DEADLINE)
         assert await link.call("echo", {"n": 1}) == {"n": 1}
         taken[0].shutdown(socket.SHUT_RDWR)
@@ -637,7 +639,6 @@ def test_a_socket_port_is_opened_anew_when_it_ends() -> None:
         assert len(taken) == 2
         await link.aclose()
         guest.stop()
-        port.close()
         for sock in taken + ours:
             sock.close()
 
