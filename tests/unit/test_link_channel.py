@@ -542,7 +542,7 @@ def test_a_restarted_agent_fails_calls_resets_streams_and_is_told_of() -> None:
             await restarted.wait()
             assert await link.call("echo", {"a": 1}) == {"a": 1}
             replacement.stop()
-            guest.__init__(port)  # type: ignore[misc]  # for the fixture to stop
+            guest.__init__(port.open)  # type: ignore[misc]  # for the fixture to stop
 
     run(test)
 
