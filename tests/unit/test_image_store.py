@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from wherry.errors import (
 from wherry.images.auth import Credentials
 from wherry.images.layers import LayerStore
 from wherry.images.layout import Layout
+from wherry.images.platform import Platform
 from wherry.images.progress import PullEvent
 from wherry.images.pull import ImageLimits
 from wherry.images.retry import RetryPolicy
@@ -158,11 +160,39 @@ def test_the_image_of_the_wanted_platform_is_taken(
     assert store.pull(name, platform="linux/arm/v8").id == images[2].id
     assert store.pull(name, platform="linux/amd64/v2").id == images[0].id
     assert store.resolve(name, platform="linux/amd64").id == images[0].id
-    with pytest.raises(ImageNotFound, match="is for linux/amd64, not for linux/arm64"):
-        store.resolve(name, platform="linux/arm64")
+    assert store.resolve(name, platform="linux/arm64").id == images[1].id
+    with pytest.raises(ImageNotFound, match="is for linux/amd64, not for linux/s390x"):
+        store.resolve(name, platform="linux/s390x")
     with pytest.raises(ImageNotFound, match="has no image for linux/s390x") as caught:
         store.pull(name, platform="linux/s390x")
     assert caught.value.hint == "it has: linux/amd64, linux/arm/v7, linux/arm64"
+
+
+def test_without_a_platform_a_tag_is_the_machines_own_image_when_that_is_here(
+    registry: FakeRegistry, home: Home
+) -> None:
+    images = [simple_image(b"amd64"), simple_image(b"arm64", architecture="arm64")]
+    name = registry.add("a", "1", *images)
+    with closing(ImageStore(home, Settings(), platform=Platform("linux", "amd64"))) as store:
+        assert store.pull(name, platform="linux/arm64").id == images[1].id
+        assert store.resolve(name).id == images[1].id  # there is no other
+        assert store.pull(name).id == images[0].id
+        assert store.pull(name, platform="linux/arm64").id == images[1].id
+        assert store.resolve(name).id == images[0].id
+    with closing(ImageStore(home, Settings(), platform=Platform("linux", "arm64"))) as store:
+        assert store.resolve(name).id == images[1].id
+
+
+def test_a_tag_that_moved_on_is_nobodys_older_image_for_another_platform(
+    registry: FakeRegistry, store: ImageStore
+) -> None:
+    name = registry.add("a", "1", simple_image(b"old"))
+    store.pull(name)
+    registry.add("a", "1", simple_image(b"new", architecture="arm64"))
+    new = store.pull(name, platform="linux/arm64")
+    assert store.resolve(name).id == new.id
+    with pytest.raises(ImageNotFound, match="is for linux/arm64, not for linux/amd64"):
+        store.resolve(name, platform="linux/amd64")
 
 
 def test_a_lone_image_of_another_platform_needs_to_be_wanted(

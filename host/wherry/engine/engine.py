@@ -21,6 +21,7 @@ from wherry.engine.copying import Copying
 from wherry.engine.distribution import Distribution
 from wherry.engine.events import EventBus
 from wherry.engine.execs import Execs, exec_exit
+from wherry.engine.foreign import native_platform
 from wherry.engine.guest import Guest
 from wherry.engine.images import Images
 from wherry.engine.lives import Lives
@@ -140,11 +141,12 @@ class Engine:
         paths = home.machine(machine_name)
         private_directory(paths.root)
         state = State.open(paths.state_db)
+        machine = machine or Machine(machine_name, home, settings)
         engine = cls(
             home,
             machine_name,
-            machine or Machine(machine_name, home, settings),
-            store or ImageStore(home, settings),
+            machine,
+            store or ImageStore(home, settings, platform=native_platform(machine)),
             state,
             settings,
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from wherry.errors import ImageNotFound, InvalidReference
 from wherry.images.image import Image, image_of
 from wherry.images.names import references
+from wherry.images.platform import Platform, choose, normalise
 from wherry.images.reference import LOCAL_DOMAIN, Reference, id_prefix, parse_reference
 from wherry.images.store_db import StoreDb
 
@@ -44,6 +45,23 @@ class Finder:
         if reference.digest is not None:
             reference = reference.with_digest(reference.digest)
         return reference if self.target(reference) is not None else None
+
+    def for_platform(self, ref: str, wanted: Platform) -> str | None:
+        """The id of the image for `wanted` under a tag that was last pulled for another platform:
+        both are of the same index. None: it is not here, or `ref` is no tag."""
+        named = self.named(ref)
+        if named is None or named.digest is not None:
+            return None
+        log = self._db.tag_log(str(named))
+        fitting = []
+        for change in log:
+            if change.image_id is None or change.digest != log[0].digest:
+                continue
+            row = self._db.image(change.image_id)
+            if row is not None:
+                fitting.append((row.id, normalise(row.os, row.architecture, row.variant)))
+        found = choose(wanted, fitting, lambda pair: pair[1])
+        return found[0] if found else None
 
     def target(self, reference: Reference) -> str | None:
         """The id of the image that has this name."""

@@ -21,7 +21,7 @@ from wherry.images.media import (
     parse_manifest,
 )
 from wherry.images.parts import Parts, objects_of
-from wherry.images.platform import Platform, default_platform
+from wherry.images.platform import Platform
 from wherry.images.progress import Reporter
 from wherry.images.pull import FoundImage
 from wherry.images.receiving import ReceivedLayer, receive_layer
@@ -69,7 +69,7 @@ def import_rootfs(
                 f"cannot import: {error.message}",
                 hint=error.hint or "import takes the tar of a root file system",
             ) from error
-        found = _image(layer, config, new)
+        found = _image(layer, config, new, parts.native)
         holder = f"import:{directory.name}"
         try:
             parts.db.lease(holder, objects_of([layer.row], found.documents), LEASE_SECONDS)
@@ -81,9 +81,11 @@ def import_rootfs(
     return found.id
 
 
-def _image(layer: ReceivedLayer, config: dict[str, Any], new: NewImage) -> FoundImage:
+def _image(
+    layer: ReceivedLayer, config: dict[str, Any], new: NewImage, native: Platform
+) -> FoundImage:
     row = layer.row
-    platform = new.platform or default_platform()
+    platform = new.platform or native
     seconds, nanoseconds = divmod(new.created_ns or time.time_ns(), 10**9)
     created = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     stamp = f"{created}.{nanoseconds:09d}Z"  # so that two imports of one tar are two images

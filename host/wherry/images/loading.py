@@ -158,7 +158,7 @@ def _images(parts: Parts, archive: Archive, wanted: Platform | None) -> list[_Fo
     source = ArchiveSource(archive)
     images: dict[str, _FoundNamed] = {}
     for entry in oci_entries(index):
-        found = find_image(source, entry.digest, wanted, parts.layout, parts.limits)
+        found = find_image(source, entry.digest, wanted, parts.layout, parts.limits, parts.native)
         _check_layers(archive, parts, found)
         called = names.get(found.id) or _names(entry)
         known = images.get(found.id)

@@ -14,6 +14,7 @@ from wherry.images.finding import Finder
 from wherry.images.ingest import Ingest
 from wherry.images.layers import EROFS_OBJECT, LayerStore
 from wherry.images.layout import Exported, Layout
+from wherry.images.platform import Platform
 from wherry.images.pull import ImageLimits
 from wherry.images.reference import parse_reference
 from wherry.images.store_db import LayerRow, StoreDb
@@ -31,9 +32,10 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One store's parts; `root` is the state directory."""
+    """One store's parts; `root`: the state directory, `native`: what its machine runs by itself."""
 
     root: Path
+    native: Platform
     limits: ImageLimits
     ingest: Ingest
     layout: Layout

@@ -27,7 +27,7 @@ from wherry.images.media import (
     parse_config,
     parse_manifest,
 )
-from wherry.images.platform import Platform, choose, default_platform, matches
+from wherry.images.platform import Platform, choose, matches
 from wherry.images.progress import PullEvent
 from wherry.images.reference import is_digest
 from wherry.images.registry import MAX_MANIFEST_BYTES, ManifestReply, RegistryClient
@@ -180,28 +180,35 @@ def find_image(
     wanted: Platform | None,
     stored: Layout,
     limits: ImageLimits,
+    native: Platform,
 ) -> FoundImage:
     """Resolve a tag or digest to one platform's image.
 
     Args:
-        wanted: the platform; None: this machine's if there is a choice, else what there is.
+        wanted: the platform; None: `native` if there is a choice, else what there is.
         stored: documents that are there are not fetched.
 
     Raises:
         ImageNotFound: there is no such tag, or none for the platform; the hint names others.
         RegistryError, ContentMismatch, Unauthorized: what the source sent cannot be used.
     """
-    return _Finder(source, wanted, stored, limits).find(reference)
+    return _Finder(source, wanted, stored, limits, native).find(reference)
 
 
 class _Finder:
     def __init__(
-        self, source: ImageSource, wanted: Platform | None, stored: Layout, limits: ImageLimits
+        self,
+        source: ImageSource,
+        wanted: Platform | None,
+        stored: Layout,
+        limits: ImageLimits,
+        native: Platform,
     ) -> None:
         self._source = source
         self._wanted = wanted
         self._stored = stored
         self._limits = limits
+        self._native = native
         self._documents: dict[str, bytes] = {}
 
     def find(self, reference: str) -> FoundImage:
@@ -251,7 +258,7 @@ class _Finder:
             raise RegistryError(f"{self._source.name}: {error}") from error
 
     def _choose(self, index: Index) -> Descriptor:
-        wanted = self._wanted or default_platform()
+        wanted = self._wanted or self._native
         entry = choose(wanted, index.manifests, index.platform_of)
         if entry is None:
             offered = index.platforms()
@@ -285,6 +292,6 @@ class _Finder:
         if (wanted is None and found.os == "linux") or (wanted and matches(wanted, found)):
             return
         raise ImageNotFound(
-            f"{self._source.name} has no image for {wanted or default_platform()}",
+            f"{self._source.name} has no image for {wanted or self._native}",
             hint=f"it has: {found}",
         )

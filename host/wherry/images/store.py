@@ -27,7 +27,7 @@ from wherry.images.mirrors import MirroredSource
 from wherry.images.names import Removal, is_single_reference, untag_with
 from wherry.images.partial import KEEP_SECONDS
 from wherry.images.parts import Parts, disk_errors, objects_of
-from wherry.images.platform import matches, parse_platform
+from wherry.images.platform import Platform, default_platform, matches, parse_platform
 from wherry.images.progress import PullEvent, Reporter
 from wherry.images.pull import (
     DirectorySource,
@@ -63,6 +63,7 @@ class ImageStore:
     Args:
         limits: what an image may ask of us.
         retry: how patient registry transfers are.
+        platform: what the machine runs by itself; None: Linux on this host's architecture.
         own_process_bytes: as `LayerStore`'s.
 
     Attributes:
@@ -80,6 +81,7 @@ class ImageStore:
         *,
         limits: ImageLimits | None = None,
         retry: RetryPolicy | None = None,
+        platform: Platform | None = None,
         own_process_bytes: int = OWN_PROCESS_BYTES,
     ) -> None:
         self._limits = limits or limits_of_size(settings.image_limit_gib << 30)
@@ -101,6 +103,7 @@ class ImageStore:
             self._finder = Finder(self._db)
             self._parts = Parts(
                 self._root,
+                platform or default_platform(),
                 self._limits,
                 self._ingest,
                 self._layout,
@@ -125,14 +128,25 @@ class ImageStore:
     def resolve(self, ref: str, platform: str | None = None) -> Image:
         """The image of a name, `name@digest`, id or start of an id; a name wins over an id.
 
+        A tag stands for the image that was pulled last, and for those for other platforms that
+        came of the same index: the machine's own is taken before any other.
+
+        Args:
+            platform: `linux/arm64`; None: the machine's own, else what the tag was pulled for.
+
         Raises:
             ImageNotFound: there is none, several begin so, or it is for another platform.
             InvalidReference, InvalidInput: neither a name nor an id; not a platform.
         """
         image = self._finder.load(self._finder.find(ref))
-        if platform is not None and not matches(parse_platform(platform), image.platform):
+        wanted = parse_platform(platform) if platform is not None else self._parts.native
+        if matches(wanted, image.platform):
+            return image
+        if (other := self._finder.for_platform(ref, wanted)) is not None:
+            return self._finder.load(other)
+        if platform is not None:
             raise ImageNotFound(
-                f"image {ref} is for {image.platform}, not for {parse_platform(platform)}",
+                f"image {ref} is for {image.platform}, not for {wanted}",
                 hint=f"pull the other one: wherry pull --platform {platform} {ref}",
             )
         return image
@@ -203,7 +217,8 @@ class ImageStore:
         with disk_errors():
             reporter.say(f"Pulling from {reference.familiar_name}", shown)
             source = self._source(client, reference, reporter)
-            found = find_image(source, shown, wanted, self._layout, self._limits)
+            native = self._parts.native
+            found = find_image(source, shown, wanted, self._layout, self._limits, native)
             tag = str(reference) if reference.digest is None else None
             digest = (reference.name, found.target_digest)
             if all_platforms:
@@ -229,7 +244,8 @@ class ImageStore:
         reference = parse_tagged(name)
         with disk_errors():
             source = DirectorySource(directory)
-            found = find_image(source, "", None, self._layout, self._limits)
+            native = self._parts.native
+            found = find_image(source, "", None, self._layout, self._limits, native)
             take(self._parts, found, source, str(reference), None, Reporter(progress))
         return self._finder.load(found.id)
 
