@@ -253,7 +253,7 @@ def test_odd_layers_become_what_umoci_makes_of_them(name: str, tmp_path: Path) -
 _NOT_GNU_TAR = {"absolute symlink", "climbing symlink", "dangling symlink", "hard link"}
 
 
-@pytest.mark.parametrize("name", ODD.keys() - _NOT_GNU_TAR)
+@pytest.mark.parametrize("name", sorted(ODD.keys() - _NOT_GNU_TAR))
 def test_odd_layers_become_what_gnu_tar_makes_of_them(name: str, tmp_path: Path) -> None:
     layer = odd_layer(ODD[name])
     assert unpacked_by_us(layer, tmp_path) == unpacked_by_gnu_tar(layer, tmp_path)
