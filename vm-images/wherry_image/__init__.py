@@ -9,5 +9,15 @@ from .agent import agent_cpio
 from .build import LockChange, build_image, refresh_lock
 from .errors import VmImageError
 from .image import VmImage
+from .kernels import KernelChoice, parse_kernel
 
-__all__ = ["LockChange", "VmImage", "VmImageError", "agent_cpio", "build_image", "refresh_lock"]
+__all__ = [
+    "KernelChoice",
+    "LockChange",
+    "VmImage",
+    "VmImageError",
+    "agent_cpio",
+    "build_image",
+    "parse_kernel",
+    "refresh_lock",
+]

@@ -11,6 +11,7 @@ from pathlib import Path
 from .archive import ARCHITECTURES
 from .build import build_image, refresh_lock
 from .errors import VmImageError
+from .kernels import DEFAULT, KernelChoice, parse_kernel
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (lock, build):
         command.add_argument("--arch", choices=ARCHITECTURES, default=_host_architecture())
         command.add_argument("--config", type=Path, help="a linuxkit.yml")
+        command.add_argument("--kernel", default=DEFAULT, help="a series, or a kernel's path")
+        command.add_argument("--modules", default="", help="directory of a path's modules")
         command.add_argument("--mirror", help="base URL of a Debian mirror")
         command.add_argument("--locks", type=Path, help="directory of ARCH.lock")
     build.add_argument("--out", type=Path, default=Path(".cache/vm"), help="finished images")
@@ -50,6 +53,7 @@ def _lock(options: argparse.Namespace) -> int:
         arch=options.arch,
         locks=[directory],
         config=options.config,
+        kernel=_kernel(options),
         mirror=options.mirror,
         progress=_show,
     )
@@ -63,6 +67,7 @@ def _build(options: argparse.Namespace) -> int:
     image = build_image(
         arch=options.arch,
         config=options.config,
+        kernel=_kernel(options),
         locks=[options.locks] if options.locks else [],
         packages=options.packages,
         out=options.out,
@@ -75,6 +80,10 @@ def _build(options: argparse.Namespace) -> int:
     for name in ("key", "kernel_version", "kernel", "fast_kernel", "initrd", "busybox", "cmdline"):
         print(f"{name}: {getattr(image, name)}")
     return 0
+
+
+def _kernel(options: argparse.Namespace) -> KernelChoice:
+    return parse_kernel(options.kernel, options.modules)
 
 
 def _show(what: str, done: int, total: int) -> None:

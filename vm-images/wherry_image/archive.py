@@ -28,22 +28,38 @@ class Suite:
         return f"main/binary-{arch}/Packages.xz"
 
 
-SUITES = (
-    Suite("debian", "trixie"),
-    Suite("debian", "trixie-updates"),
-    Suite("debian-security", "trixie-security"),
-)
-"""Debian 13 with its point-release and security updates."""
+BASE_RELEASE = "trixie"
+"""Debian 13: the VM's user-space."""
+
+_ROLLING = ("sid", "unstable")
+
+RELEASES = ("bookworm", BASE_RELEASE, "forky", "testing", *_ROLLING)
+"""What a kernel may be taken from; the first part of a suite's name."""
+
+
+def suites_of(release: str) -> tuple[Suite, ...]:
+    """A release with its point-release and security updates, where it has such."""
+    if release in _ROLLING:
+        return (Suite("debian", release),)
+    return (
+        Suite("debian", release),
+        Suite("debian", f"{release}-updates"),
+        Suite("debian-security", f"{release}-security"),
+    )
+
+
+SUITES = suites_of(BASE_RELEASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     """What a suite's signed Release file promises.
 
-    `checksums` maps a file's path, relative to the suite, to (SHA-256, size).
+    `names`: what it calls itself (`trixie`, `stable`). `checksums` maps a file's path, relative to
+    the suite, to (SHA-256, size).
     """
 
-    codename: str
+    names: tuple[str, ...]
     date: datetime
     valid_until: datetime | None
     checksums: dict[str, tuple[str, int]]
@@ -122,7 +138,7 @@ def parse_release(text: str) -> Release:
                 checksums[path] = (digest, int(size))
         valid_until = fields.get("valid-until")
         return Release(
-            codename=fields["codename"],
+            names=tuple(filter(None, (fields["codename"], fields.get("suite")))),
             date=_date(fields["date"]),
             valid_until=_date(valid_until) if valid_until else None,
             checksums=checksums,

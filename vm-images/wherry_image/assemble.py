@@ -18,11 +18,16 @@ from .config import ConfigFile, ImageConfig
 from .deb import Member, data_members
 from .elf import is_elf, needed
 from .errors import DependencyError, FormatError
+from .localkernel import LocalKernel
 from .modules import ModuleSource, modprobe_indexes
 from .tree import DIRECTORY, Node, Tree, char_device, regular, symlink
 
 MODULES_FILE = "/etc/wherry/modules"
 PACKAGES_FILE = "/etc/wherry/packages"
+
+_KERNEL_PACKAGE = re.compile("linux-(image|binary|modules|base)-")
+"""Debian's kernels up to 6.12 are one package, later ones are cut in four."""
+_KERNEL_PATH = re.compile(r"(?:/usr)?/lib/modules/([^/]+)/vmlinuz$|/boot/vmlinuz-(.+)$")
 
 _MULTIARCH = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 _LOADER_DIRECTORY = {"amd64": "lib64", "arm64": "lib"}
@@ -90,6 +95,16 @@ class Assembly:
     kernel: bytes
     kernel_version: str
     busybox: bytes
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """`modules`: path below the kernel's module directory to content."""
+
+    version: str
+    image: bytes
+    modules: Mapping[str, bytes]
 
 
 def assemble(
@@ -98,12 +113,14 @@ def assemble(
     packages: Sequence[Package],
     files: Mapping[str, Path],
     busybox: tuple[str, str],
+    local: LocalKernel | None = None,
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Assembly:
     """Unpack `packages` (found in `files` by name) into one tree and complete it.
 
     Args:
         busybox: (package, path) of the busybox binary, which goes into an image of its own.
+        local: the user's own kernel, instead of one in a package.
         step: called with (packages done, of how many).
 
     Raises:
@@ -115,7 +132,7 @@ def assemble(
     for number, package in enumerate(sorted(packages, key=lambda package: package.name)):
         members = data_members(files[package.name].read_bytes())
         try:
-            if package.name.startswith("linux-image-"):
+            if _KERNEL_PACKAGE.match(package.name):
                 kernel_files.update(_regular_files(members))
             elif package.name == busybox[0]:
                 binary = _regular_files(members).get(busybox[1], b"")
@@ -128,13 +145,13 @@ def assemble(
         step(number + 1, len(packages))
     if not binary:
         raise FormatError(f"{busybox[0]} has no {busybox[1]}")
-    version = _kernel_version(kernel_files)
-    _add_modules(root, config, kernel_files, version)
+    kernel = _local_kernel(local) if local else _packaged_kernel(kernel_files)
+    notices = _add_modules(root, config, kernel)
     _add_package_list(root, packages)
     for file in config.files:
         _add_config_file(root, file)
     check_libraries(root, arch)
-    return Assembly(root, kernel_files[f"/boot/vmlinuz-{version}"], version, binary)
+    return Assembly(root, kernel.image, kernel.version, binary, notices)
 
 
 def keep(path: str) -> bool:
@@ -196,33 +213,50 @@ def _permissions(member: Member) -> int:
     return 0o755 if member.permissions & 0o111 else 0o644
 
 
-def _kernel_version(files: Mapping[str, bytes]) -> str:
-    versions = [path.removeprefix("/boot/vmlinuz-") for path in files if "/boot/vmlinuz-" in path]
-    if len(versions) != 1:
+def _local_kernel(local: LocalKernel) -> _Kernel:
+    return _Kernel(local.version, local.image, local.modules())
+
+
+def _packaged_kernel(files: Mapping[str, bytes]) -> _Kernel:
+    kernels = {path: match[1] or match[2] for path in files if (match := _KERNEL_PATH.match(path))}
+    if len(kernels) != 1:
         raise FormatError("kernel.image must bring exactly one kernel")
-    return versions[0]
-
-
-def _add_modules(
-    root: Tree, config: ImageConfig, kernel_files: Mapping[str, bytes], version: str
-) -> None:
-    directory = f"/usr/lib/modules/{version}"
-    prefix = directory + "/"
-    files = {
-        path.removeprefix(prefix): data
-        for path, data in kernel_files.items()
-        if path.startswith(prefix)
+    ((place, version),) = kernels.items()
+    modules = {
+        below: data
+        for path, data in files.items()
+        for directory in (f"/usr/lib/modules/{version}/", f"/lib/modules/{version}/")
+        if (below := path.removeprefix(directory)) != path
     }
-    source = ModuleSource(files)
+    return _Kernel(version, files[place], modules)
+
+
+def _add_modules(root: Tree, config: ImageConfig, kernel: _Kernel) -> tuple[str, ...]:
+    """Add the modules that PID 1 loads, which must be there, and the available ones that are.
+
+    Returns:
+        A line about those that are not.
+    """
+    version = kernel.version
+    prefix = f"/usr/lib/modules/{version}/"
+    source = ModuleSource(kernel.modules)
+    if lacking := source.missing(config.modules):
+        raise DependencyError(
+            f"kernel {version} has {', '.join(lacking)} neither built in nor as a module",
+            hint="linuxkit.yml has PID 1 load it: build the kernel with it, or take another one",
+        )
+    absent = source.missing(config.available_modules)
+    available = [name for name in config.available_modules if name not in absent]
     loaded = source.load_order(config.modules)
-    everything = source.load_order((*config.modules, *config.available_modules))
+    everything = source.load_order((*config.modules, *available))
     for module in everything:
         root.add_file(prefix + module.path, module.data)
     for name, index in modprobe_indexes(everything).items():
         root.add_file(prefix + name, index)
-    root.add_file(prefix + "modules.builtin", files.get("modules.builtin", b""))
+    root.add_file(prefix + "modules.builtin", kernel.modules.get("modules.builtin", b""))
     order = "".join(f"/lib/modules/{version}/{module.path}\n" for module in loaded)
     root.add_file(MODULES_FILE, order.encode())
+    return (f"kernel {version} has no modules {', '.join(absent)}",) if absent else ()
 
 
 def _add_package_list(root: Tree, packages: Sequence[Package]) -> None:

@@ -19,6 +19,8 @@ from .archive import ARCHITECTURES
 from .config import BUSYBOX_BINARY, BUSYBOX_PACKAGE, ImageConfig, parse_config
 from .errors import ConfigError, LockError, PackageGone, StorageError
 from .image import VmImage, find_image, image_directory
+from .kernels import SHIPPED, KernelChoice
+from .localkernel import LocalKernel, open_kernel
 from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock
 from .mirror import Mirror, mirrors
 from .progress import Progress, nobody_watches
@@ -41,6 +43,7 @@ def build_image(
     packages: Path,
     out: Path,
     config: Path | None = None,
+    kernel: KernelChoice = SHIPPED,
     locks: Sequence[Path] = (),
     mirror: str | None = None,
     locked: bool = False,
@@ -53,9 +56,10 @@ def build_image(
         packages: cache directory of downloaded packages.
         out: directory of finished images.
         config: a linuxkit.yml; None: the default VM.
-        locks: directories that may hold `ARCH.lock`. Of those and the lock that Wherry ships, the
-            newest that fits the configuration is used. A lock that has to be made anew is kept in
-            the first directory.
+        kernel: another kernel, with a lock and images of its own.
+        locks: directories that may hold `ARCH.lock` (`ARCH-LABEL.lock`). Of those and the lock that
+            Wherry ships, the newest that fits the configuration is used. A lock that has to be made
+            anew is kept in the first directory.
         mirror: base URL of a Debian mirror; None: as `mirror.mirrors` describes.
         locked: build what the lock says or fail.
         progress: called with (`index`, `download`, `unpack` or `write`, done, total).
@@ -63,7 +67,7 @@ def build_image(
     Raises:
         VmImageError: one of its kinds; nothing half-built is left behind.
     """
-    inputs = _Inputs.read(arch, config, locks)
+    inputs = _Inputs.read(arch, config, kernel, locks)
     if inputs.locks and (image := find_image(inputs.directory(out, inputs.locks[0]))):
         return image
     build = _Build(inputs, locks, mirror, progress or nobody_watches)
@@ -86,24 +90,27 @@ def refresh_lock(
     arch: str,
     locks: Sequence[Path],
     config: Path | None = None,
+    kernel: KernelChoice = SHIPPED,
     mirror: str | None = None,
     progress: Progress | None = None,
 ) -> LockChange:
-    """Resolve the newest signed packages into `locks[0]/ARCH.lock`.
+    """Resolve the newest signed packages into `locks[0]/ARCH.lock` (`ARCH-LABEL.lock`).
 
     When no package changes nothing is written, so that the image stays the same.
 
     Raises:
         VmImageError: one of its kinds; the present lock stays as it is.
     """
-    inputs = _Inputs.read(arch, config, locks)
+    inputs = _Inputs.read(arch, config, kernel, locks)
     build = _Build(inputs, locks, mirror, progress or nobody_watches)
     present = build.fitting_lock()
     lock = build.resolve(present)
     changes = compare_locks(present.packages if present else (), lock.packages)
     if changes:
         build.keep_lock(lock)
-    return LockChange(_lock_file(locks[0], arch), tuple(changes), tuple(build.notices))
+    return LockChange(
+        _lock_file(locks[0], arch, kernel.label), tuple(changes), tuple(build.notices)
+    )
 
 
 def shipped(name: str) -> Path:
@@ -120,27 +127,46 @@ class _Inputs:
     arch: str
     config_name: str
     config: bytes
+    kernel: KernelChoice
+    local: LocalKernel | None
     locks: tuple[Lock, ...]
 
     @classmethod
-    def read(cls, arch: str, config: Path | None, locks: Sequence[Path]) -> _Inputs:
+    def read(
+        cls, arch: str, config: Path | None, kernel: KernelChoice, locks: Sequence[Path]
+    ) -> _Inputs:
         if arch not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ConfigError(f"unknown architecture {arch}", hint=f"one of {known}")
-        file = config or shipped(CONFIG_NAME)
+        file = config or kernel.config or shipped(CONFIG_NAME)
         try:
             text = file.read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-        files = [*(_lock_file(directory, arch) for directory in locks), shipped(f"{arch}.lock")]
+        local = open_kernel(kernel.image, kernel.modules, arch) if kernel.image else None
+        directories = (*locks, shipped(f"{arch}.lock").parent)
+        files = [_lock_file(directory, arch, kernel.label) for directory in directories]
         found = sorted(_read_locks(arch, files), key=lambda lock: lock.timestamp, reverse=True)
-        return cls(arch, str(file), text.replace(b"\r\n", b"\n"), tuple(found))
+        config_text = text.replace(b"\r\n", b"\n")
+        return cls(arch, str(file), config_text, kernel, local, tuple(found))
+
+    def settings(self) -> ImageConfig:
+        """The configuration, with the kernel that was chosen."""
+        read = parse_config(self.config.decode(), self.config_name, self.arch)
+        if self.local is not None:
+            return replace(read, kernel=())
+        if self.kernel.release is not None:
+            names = (name.partition("/")[0] for name in read.kernel)
+            return replace(read, kernel=tuple(f"{name}/{self.kernel.release}" for name in names))
+        return read
 
     def directory(self, out: Path, lock: Lock) -> Path:
         """Where the image of these inputs and `lock` is, finished or not."""
-        parts = (_own_sources(), self.config, format_lock(lock).encode())
+        own = self.local.fingerprint() if self.local else b""
+        parts = (_own_sources(), self.config, own, format_lock(lock).encode())
         text = self.arch.encode() + b"".join(hashlib.sha256(part).digest() for part in parts)
-        return image_directory(out, self.arch, hashlib.sha256(text).hexdigest()[:24])
+        name = f"{self.arch}-{self.kernel.label}" if self.kernel.label else self.arch
+        return image_directory(out, name, hashlib.sha256(text).hexdigest()[:24])
 
 
 class _Build:
@@ -154,7 +180,7 @@ class _Build:
         self.mirror = mirror
         self.progress = progress
         self.notices: list[str] = []
-        self.settings = parse_config(inputs.config.decode(), inputs.config_name, inputs.arch)
+        self.settings = inputs.settings()
         self.roots = _roots(self.settings)
 
     def fitting_lock(self) -> Lock | None:
@@ -197,7 +223,8 @@ class _Build:
 
     def keep_lock(self, lock: Lock) -> None:
         if self.lock_directories:
-            file = _lock_file(self.lock_directories[0], lock.architecture)
+            label = self.inputs.kernel.label
+            file = _lock_file(self.lock_directories[0], lock.architecture, label)
             _replace(file, format_lock(lock).encode())
 
     def fetch(self, lock: Lock, packages: Path) -> dict[str, Path]:
@@ -218,8 +245,10 @@ class _Build:
             lock.packages,
             files,
             (BUSYBOX_PACKAGE, BUSYBOX_BINARY),
+            self.inputs.local,
             lambda done, total: self.progress("unpack", done, total),
         )
+        self.notices.extend(assembly.notices)
         self.progress("write", 0, 1)
         write_image(directory, lock, self.settings.cmdline, assembly)
         self.progress("write", 1, 1)
@@ -229,8 +258,8 @@ class _Build:
         return replace(image, notices=tuple(self.notices))
 
 
-def _lock_file(directory: Path, arch: str) -> Path:
-    return directory / f"{arch}.lock"
+def _lock_file(directory: Path, arch: str, label: str) -> Path:
+    return directory / (f"{arch}-{label}.lock" if label else f"{arch}.lock")
 
 
 def _read_locks(arch: str, files: Sequence[Path]) -> Iterator[Lock]:

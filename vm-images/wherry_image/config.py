@@ -9,10 +9,11 @@ https://github.com/linuxkit/linuxkit/blob/master/docs/yaml.md. What this builder
     files:    [{path, contents | source | symlink | directory, mode, optional}]
 
 An image is `deb:name[,name…]` (packages of the distribution) or an OCI reference (not supported
-yet). `{arch}` in an image or in the command line is Debian's name of the architecture,
-`{console}` the name of its first serial port. Files below `etc/modules-load.d/` (systemd's
-format: a name a line, # comments) say which kernel modules PID 1 loads, those below
-`etc/modules-available.d/` which ones are there for modprobe.
+yet). The kernel's may be `deb:name/release`, as in apt-get(8): from another release of Debian.
+`{arch}` in an image or in the command line is Debian's name of the architecture, `{console}` the
+name of its first serial port. Files below `etc/modules-load.d/` (systemd's format: a name a line,
+# comments) say which kernel modules PID 1 loads, those below `etc/modules-available.d/` which ones
+are there for modprobe, where the kernel has them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
+from .archive import RELEASES
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ class _Reader:
         files = self.sequence(top["files"], "files") if "files" in top else []
         cmdline = self.string(kernel["cmdline"], "kernel.cmdline") if "cmdline" in kernel else ""
         return ImageConfig(
-            kernel=self.packages(kernel["image"], "kernel.image"),
+            kernel=self.packages(kernel["image"], "kernel.image", releases=RELEASES),
             cmdline=" ".join(self.filled(cmdline).split()),
             init=tuple(
                 package for image in init for package in self.packages(image, "an entry of init")
@@ -131,7 +133,9 @@ class _Reader:
             files=tuple(self.file(item) for item in files),
         )
 
-    def packages(self, node: yaml.Node, what: str) -> tuple[str, ...]:
+    def packages(
+        self, node: yaml.Node, what: str, releases: tuple[str, ...] = ()
+    ) -> tuple[str, ...]:
         image = self.filled(self.string(node, what))
         if not image.startswith("deb:"):
             self.fail(
@@ -140,7 +144,11 @@ class _Reader:
                 hint="name packages instead: deb:NAME[,NAME…]",
             )
         names = tuple(name.strip() for name in image.removeprefix("deb:").split(","))
-        for package in names:
+        for name in names:
+            package, slash, release = name.partition("/")
+            if slash and release not in releases:
+                known = f": known are {', '.join(releases)}" if releases else ""
+                self.fail(node, f"{what}: packages do not come from the release {release!r}{known}")
             if not _PACKAGE_NAME.fullmatch(package):
                 self.fail(node, f"{what}: {package!r} is not the name of a package")
         return names

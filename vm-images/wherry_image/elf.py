@@ -35,7 +35,7 @@ def section(data: bytes, wanted: str) -> bytes:
         size, count, names_index = struct.unpack_from("<HHH", data, 0x3A)
         headers = [_SECTION.unpack_from(data, table + size * i) for i in range(count)]
         names = _content(data, headers[names_index][4:6])
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise FormatError(f"damaged ELF file: {error}") from error
     for header in headers:
         if _string(names, header[0]) == wanted:
@@ -61,7 +61,7 @@ def needed(data: bytes) -> list[str]:
         if strings is None:
             return []
         base = _file_offset(programs, strings)
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise FormatError(f"damaged ELF file: {error}") from error
     names = []
     for tag, value in entries:

@@ -1,4 +1,5 @@
-"""Finished images on disk: `out/ARCH-INPUTS/`, a directory that appears by one rename.
+"""Finished images on disk: `out/NAME-INPUTS/`, a directory that appears by one rename. NAME is the
+architecture, and the kernel's label where it is not the shipped one.
 
 INPUTS is a hash of everything that decides what the image is, so an unchanged one is found in
 milliseconds. The directory holds:
@@ -44,8 +45,8 @@ class VmImage:
     notices: tuple[str, ...] = ()
 
 
-def image_directory(out: Path, arch: str, inputs: str) -> Path:
-    return out / f"{arch}-{inputs}"
+def image_directory(out: Path, name: str, inputs: str) -> Path:
+    return out / f"{name}-{inputs}"
 
 
 def find_image(directory: Path) -> VmImage | None:

@@ -14,8 +14,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from .archive import SUITES, Release, Suite, parse_packages, parse_release
-from .errors import MirrorError, PackageGone, SignatureError, VmImageError
+from .archive import (
+    BASE_RELEASE,
+    Package,
+    Release,
+    Suite,
+    parse_packages,
+    parse_release,
+    suites_of,
+)
+from .errors import DependencyError, MirrorError, PackageGone, SignatureError, VmImageError
 from .fetch import fetch_bytes
 from .lock import Lock
 from .mirror import Mirror
@@ -52,6 +60,7 @@ def resolve_lock(
     """Choose the newest signed packages that `roots` need, from the first mirror that can be used.
 
     Args:
+        roots: names of packages; `NAME/RELEASE` takes a kernel from another release.
         not_before: the timestamp of the lock that is replaced.
         debian: for a whole Debian rather than the VM: also what every Debian has, nothing excluded.
         keyring, now: for tests; Debian's keyring and the present by default.
@@ -61,20 +70,24 @@ def resolve_lock(
         MirrorError: no mirror has the indexes. DependencyError: `roots` cannot be satisfied.
     """
     roots = tuple(sorted(set(roots)))
+    by_release = _by_release(roots)
     keys = keyring if keyring is not None else archive_keyring()
     failure: VmImageError | None = None
     for mirror in sources:
         try:
-            index, date, notices = _load(arch, mirror, keys, now or datetime.now(UTC), progress)
+            loader = _Loader(arch, mirror, keys, now or datetime.now(UTC), progress)
+            indexes = {release: loader.load(release) for release in by_release}
+            date = max(loader.dates)
             _refuse_older(date, not_before)
         except (MirrorError, SignatureError) as error:
             failure = failure or error
             continue
-        if debian:
-            packages = closure(index, {*roots, *index.basic()}, excluded={})
-        else:
-            packages = closure(index, roots)
-        return Resolution(Lock(arch, date, roots, tuple(packages)), tuple(notices))
+        packages = [
+            package
+            for release, names in by_release.items()
+            for package in _chosen(indexes[release], release, names, debian)
+        ]
+        return Resolution(Lock(arch, date, roots, tuple(packages)), tuple(loader.notices))
     raise failure or MirrorError("there is no mirror to ask")
 
 
@@ -86,30 +99,64 @@ def _refuse_older(date: datetime, not_before: datetime | None) -> None:
         )
 
 
-def _load(
-    arch: str, mirror: Mirror, keyring: bytes, now: datetime, progress: Progress
-) -> tuple[Index, datetime, list[str]]:
-    index, dates, notices = Index(), [], []
-    for number, suite in enumerate(SUITES):
-        progress("index", number, len(SUITES))
-        try:
-            release = _release(mirror, suite, keyring, now)
-        except PackageGone:
-            if suite is SUITES[0]:
-                raise
-            notices.append(f"the mirror has no {suite.name}: its updates are left out")
-            continue
-        index.add(parse_packages(_package_index(mirror, suite, release, arch), suite.archive))
-        dates.append(release.date)
-    return index, max(dates), notices
+def _by_release(roots: Iterable[str]) -> dict[str, list[str]]:
+    """Release to names; the base release is always there, and first."""
+    found: dict[str, list[str]] = {BASE_RELEASE: []}
+    for root in roots:
+        name, _, release = root.partition("/")
+        found.setdefault(release or BASE_RELEASE, []).append(name)
+    return found
+
+
+def _chosen(index: Index, release: str, names: Sequence[str], debian: bool) -> list[Package]:
+    if debian:
+        return closure(index, {*names, *index.basic()}, excluded={})
+    packages = closure(index, names)
+    foreign = [package.name for package in packages if not package.name.startswith("linux-")]
+    if release != BASE_RELEASE and foreign:
+        raise DependencyError(
+            f"the kernel of {release} wants {foreign[0]}, but only kernels come from there"
+        )
+    return packages
+
+
+class _Loader:
+    """Reads releases from one mirror; `dates` and `notices` gather over all of them."""
+
+    def __init__(
+        self, arch: str, mirror: Mirror, keyring: bytes, now: datetime, progress: Progress
+    ) -> None:
+        self.dates: list[datetime] = []
+        self.notices: list[str] = []
+        self._arch = arch
+        self._mirror = mirror
+        self._keyring = keyring
+        self._now = now
+        self._progress = progress
+
+    def load(self, name: str) -> Index:
+        index, suites = Index(), suites_of(name)
+        for number, suite in enumerate(suites):
+            self._progress("index", number, len(suites))
+            try:
+                release = _release(self._mirror, suite, self._keyring, self._now)
+            except PackageGone:
+                if suite is suites[0]:
+                    raise
+                self.notices.append(f"the mirror has no {suite.name}: its updates are left out")
+                continue
+            text = _package_index(self._mirror, suite, release, self._arch)
+            index.add(parse_packages(text, suite.archive))
+            self.dates.append(release.date)
+        return index
 
 
 def _release(mirror: Mirror, suite: Suite, keyring: bytes, now: datetime) -> Release:
     path = f"{suite.archive}/dists/{suite.name}/InRelease"
     data = fetch_bytes([mirror], path, _RELEASE_LIMIT)
     release = parse_release(verified_text(data, keyring, f"the index of {suite.name}"))
-    if release.codename != suite.name:
-        raise SignatureError(f"the mirror sent {release.codename} where {suite.name} was asked for")
+    if suite.name not in release.names:
+        raise SignatureError(f"the mirror sent {release.names[0]} where {suite.name} was asked for")
     if release.valid_until is not None and release.valid_until < now:
         raise SignatureError(
             f"the mirror's index of {suite.name} expired on {release.valid_until:%Y-%m-%d}",

@@ -21,11 +21,15 @@ _SETUP_SECTS = 0x1F1
 _MAGIC_AT, _MAGIC = 0x202, b"HdrS"
 _PAYLOAD_AT = 0x248
 _SECTOR = 512
+_LZ4 = b"\x02\x21\x4c\x18"
+"""The frame of `lz4 -l`, which kernels up to Debian's 6.1 use. There is no decoder in the standard
+library, and a guest undoes it in a fraction of the time that the other methods take."""
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
 
 def uncompressed(kernel: bytes) -> bytes | None:
-    """The ELF file in a bzImage; None when `kernel` is something else, such as arm64's plain Image.
+    """The ELF file in a bzImage; None when `kernel` is something else, such as arm64's plain Image,
+    or compressed with LZ4.
 
     Raises:
         FormatError: a bzImage that is damaged or compressed with something that we do not know.
@@ -35,8 +39,11 @@ def uncompressed(kernel: bytes) -> bytes | None:
     sectors = kernel[_SETUP_SECTS] or 4
     offset, length = struct.unpack_from("<II", kernel, _PAYLOAD_AT)
     start = (sectors + 1) * _SECTOR + offset
+    payload = kernel[start : start + length]
+    if payload.startswith(_LZ4):
+        return None
     try:
-        plain = _decompress(kernel[start : start + length])
+        plain = _decompress(payload)
     except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise FormatError(f"damaged kernel: {error}") from error
     if not is_elf(plain):

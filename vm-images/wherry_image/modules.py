@@ -68,6 +68,17 @@ class ModuleSource:
             if (alias := entry.partition(".alias=")[2])
         )
 
+    def missing(self, wanted: Iterable[str]) -> list[str]:
+        """Those of `wanted` that are neither built in nor there."""
+        names = {name: name.replace("-", "_") for name in wanted}
+        return [
+            name
+            for name, module in names.items()
+            if module not in self._paths
+            and module not in self._builtin
+            and self._by_alias(module) is None
+        ]
+
     def load_order(self, wanted: Iterable[str]) -> list[Module]:
         """`wanted` (names or aliases) and all that they need, each after what it needs.
 
@@ -108,10 +119,20 @@ class ModuleSource:
         """The module with such an alias; any built-in one when the kernel itself answers to it."""
         if any(fnmatch.fnmatchcase(wanted, alias) for alias in self._builtin_aliases):
             return next(iter(self._builtin), None)
+        if "modules.alias" in self.files:  # depmod's, where it has run: no module has to be read
+            return self._listed_alias(wanted)
         for name in sorted(self._paths):
             for alias in modinfo(self._content(name)).get("alias", []):
                 if fnmatch.fnmatchcase(wanted, alias.replace("-", "_")):
                     return name
+        return None
+
+    def _listed_alias(self, wanted: str) -> str | None:
+        for line in self.files["modules.alias"].decode("utf-8", "replace").splitlines():
+            alias, _, name = line.removeprefix("alias ").rpartition(" ")
+            module = name.replace("-", "_")
+            if fnmatch.fnmatchcase(wanted, alias.replace("-", "_")) and module in self._paths:
+                return module
         return None
 
     def _content(self, name: str) -> bytes:

@@ -23,7 +23,7 @@ from .lock import Lock, format_lock
 
 _WORK_PREFIX = ".building-"
 _KEPT = 3
-"""Finished images of an architecture that stay; one is about 100 MB, and can be rebuilt."""
+"""Finished images of a name that stay; one is about 100 MB, and can be rebuilt."""
 
 
 def write_image(directory: Path, lock: Lock, cmdline: str, assembly: Assembly) -> None:
@@ -38,7 +38,7 @@ def write_image(directory: Path, lock: Lock, cmdline: str, assembly: Assembly) -
         _publish(work, directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    _remove_old(out, lock.architecture, directory)
+    _remove_old(directory)
 
 
 def _fill(work: Path, lock: Lock, cmdline: str, assembly: Assembly) -> dict[str, Any]:
@@ -88,8 +88,14 @@ def _publish(work: Path, directory: Path) -> None:
             raise
 
 
-def _remove_old(out: Path, arch: str, keep: Path) -> None:
-    records = [path for path in out.glob(f"{arch}-*/{RECORD}") if path.parent != keep]
+def _remove_old(keep: Path) -> None:
+    """Of the same architecture and kernel: the last part of a directory's name is its inputs."""
+    name = keep.name.rpartition("-")[0]
+    records = [
+        path
+        for path in keep.parent.glob(f"{name}-*/{RECORD}")
+        if path.parent != keep and path.parent.name.rpartition("-")[0] == name
+    ]
     records.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for record in records[_KEPT - 1 :]:
         shutil.rmtree(record.parent, ignore_errors=True)
