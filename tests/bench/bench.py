@@ -15,7 +15,6 @@ from harness import Wherry
 from rootfs import debian_tar
 
 from wherry.machine import create_machine, default_config
-from wherry.machine.accel import host_arch
 from wherry.machine.image import prepare_image
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -65,7 +64,7 @@ class Bench:
         home.root.mkdir(mode=0o700, exist_ok=True)
         if not (home.root / "cache").exists():
             (home.root / "cache").symlink_to(self.cache)
-        return prepare_image(host_arch(), home, self.settings(), None)
+        return prepare_image(default_config(self.settings()), home, self.settings(), None)
 
     def debian(self, *packages: str) -> Path:
         """A tar of Debian's root file system."""

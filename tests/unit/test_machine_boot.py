@@ -69,7 +69,7 @@ class World:
         tools = Tools(
             find_qemu=lambda arch, configured: self.qemu,
             choose_accel=lambda qemu, requested, cache: AccelChoice("tcg", "a note"),
-            prepare_image=lambda arch, home, settings, progress: image,
+            prepare_image=lambda config, home, settings, progress: image,
             agent_cpio=lambda: b"070701agent0",
             agent_digest=lambda: digest,
             open_link=self.open_link,

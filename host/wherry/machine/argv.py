@@ -1,13 +1,14 @@
 """QEMU's command line as data: one short function per group of devices, each returns a list.
 
-Pure: nothing is started or looked up here. QEMU is given listening sockets by descriptor, so that
-whoever connects never has to wait for a file to appear.
+Pure: nothing is started or looked up here. How a chardev is reached is the caller's choice
+(`wherry.machine.endpoints`): it says what stands behind `-chardev socket,id=NAME,`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,21 +33,8 @@ _MACHINE_TYPE = {"amd64": "q35,vmport=off,smbus=off,sata=off", "arm64": "virt,gi
 
 
 @dataclass(frozen=True, slots=True)
-class SocketFds:
-    """Descriptors of the listening sockets that QEMU inherits."""
-
-    qmp: int
-    rescue: int
-    agent: int
-    serial: int
-
-    def all(self) -> tuple[int, ...]:
-        return (self.qmp, self.rescue, self.agent, self.serial)
-
-
-@dataclass(frozen=True, slots=True)
 class VmSpec:
-    """Everything that decides how QEMU is started."""
+    """Everything that decides how QEMU is started. `cpu`: auto, or a model that was asked for."""
 
     name: str
     qemu: Qemu
@@ -57,18 +45,23 @@ class VmSpec:
     initrd: Path
     cmdline: str
     data_disk: Path
+    cpu: str = "auto"
 
 
-def qemu_argv(spec: VmSpec, sockets: SocketFds) -> list[str]:
-    """The whole command line. The guest waits for QMP's `cont`."""
+def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
+    """The whole command line. The guest waits for QMP's `cont`.
+
+    Args:
+        chardevs: the options of qmp, rescue, agent and serial.
+    """
     return [
         *spec.qemu.command(),
         *_board(spec),
         *_processor(spec),
         *_kernel(spec),
-        *_monitors(sockets),
-        *_console(sockets),
-        *_agent_port(sockets),
+        *_monitors(chardevs),
+        *_console(chardevs),
+        *_agent_port(chardevs),
         *_layer_controller(),
         *_data_disk(spec),
         *_network(),
@@ -87,9 +80,10 @@ def _board(spec: VmSpec) -> list[str]:
 
 
 def _processor(spec: VmSpec) -> list[str]:
+    model = cpu_model(spec.qemu.arch, spec.accel) if spec.cpu == "auto" else spec.cpu
     return [
         *("-accel", accel_option(spec.qemu, spec.accel)),
-        *("-cpu", cpu_model(spec.qemu.arch, spec.accel)),
+        *("-cpu", model),
         *("-smp", str(spec.cpus)),
         *("-m", str(spec.memory_mib)),
     ]
@@ -103,24 +97,24 @@ def _kernel(spec: VmSpec) -> list[str]:
     ]
 
 
-def _monitors(sockets: SocketFds) -> list[str]:
+def _monitors(chardevs: Mapping[str, str]) -> list[str]:
     """Two, since QMP serves one client per socket: the engine's, and one for people."""
     return [
-        *_listener("qmp", sockets.qmp),
+        *_chardev("qmp", chardevs),
         *("-mon", "chardev=qmp,mode=control"),
-        *_listener("rescue", sockets.rescue),
+        *_chardev("rescue", chardevs),
         *("-mon", "chardev=rescue,mode=control"),
     ]
 
 
-def _console(sockets: SocketFds) -> list[str]:
+def _console(chardevs: Mapping[str, str]) -> list[str]:
     """A socket, no file: what nobody reads is dropped, so a guest cannot fill the host's disk."""
-    return [*_listener("serial", sockets.serial), "-serial", "chardev:serial"]
+    return [*_chardev("serial", chardevs), "-serial", "chardev:serial"]
 
 
-def _agent_port(sockets: SocketFds) -> list[str]:
+def _agent_port(chardevs: Mapping[str, str]) -> list[str]:
     return [
-        *_listener("agent", sockets.agent),
+        *_chardev("agent", chardevs),
         *("-device", "virtio-serial-pci,id=ports"),
         *("-device", f"virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
     ]
@@ -163,5 +157,5 @@ def _random() -> list[str]:
     return ["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]
 
 
-def _listener(name: str, descriptor: int) -> list[str]:
-    return ["-chardev", f"socket,id={name},fd={descriptor},server=on,wait=off"]
+def _chardev(name: str, chardevs: Mapping[str, str]) -> list[str]:
+    return ["-chardev", f"socket,id={name},{chardevs[name]}"]

@@ -26,6 +26,7 @@ from wherry.machine.boot import (
 )
 from wherry.machine.config import MachineConfig
 from wherry.machine.disk import create_disk
+from wherry.machine.endpoints import Endpoints, Inherited
 from wherry.machine.find import Qemu, find_qemu
 from wherry.machine.guest import LinkPort, fetch_bytecode, peer_digest, replace_agent, set_up
 from wherry.machine.image import prepare_image
@@ -52,11 +53,14 @@ class Tools:
 
     find_qemu: Callable[[str, str | None], Qemu] = find_qemu
     choose_accel: Callable[[Qemu, str, Path], AccelChoice] = choose_accel
-    prepare_image: Callable[[str, Home, Settings, Progress | None], VmImage] = prepare_image
+    prepare_image: Callable[[MachineConfig, Home, Settings, Progress | None], VmImage] = (
+        prepare_image
+    )
     agent_cpio: Callable[[], bytes] = agent_cpio
     agent_digest: Callable[[], str] = source_digest
     open_link: Callable[[Path, float], Awaitable[LinkPort]] | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
+    endpoints: Endpoints = field(default_factory=Inherited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,12 @@ class Bringup:
         self.report(PHASES[0], 0, len(PHASES))
         deadlines = self.tools.deadlines
         vm = await start_qemu(
-            spec, self.paths, image_key=image.key, agent_digest=digest, deadlines=deadlines
+            spec,
+            self.paths,
+            image_key=image.key,
+            agent_digest=digest,
+            deadlines=deadlines,
+            endpoints=self.tools.endpoints,
         )
         opening = self._open_link(deadlines.kernel + deadlines.init + deadlines.agent)
         link = await await_agent(vm, self.paths, opening, deadlines=deadlines, progress=self.report)
@@ -141,6 +150,7 @@ class Bringup:
             initrd=files.combined(self.tools.agent_cpio()),
             cmdline=image.cmdline,
             data_disk=self.paths.data_disk,
+            cpu=config.cpu,
         )
 
     async def _keep_bytecode(self, link: LinkPort, files: BootFiles) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from wherry.errors import Conflict, InvalidInput, NotFound, StorageError
@@ -20,6 +20,8 @@ from wherry.osutil import (
 )
 from wherry.paths import Home, MachinePaths
 from wherry.settings import Settings
+from wherry_image import VmImageError, parse_kernel
+from wherry_image.kernels import DEFAULT
 
 _DEFAULT_CPUS = 4
 _DEFAULT_MEMORY_MIB = 4096
@@ -29,15 +31,33 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
 ARCHITECTURES = ("amd64", "arm64")
 
 
+LINKS = ("serial", "vsock", "ssh")
+_CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(,[+-]?[a-zA-Z0-9_.-]+(=[a-zA-Z0-9_.-]+)?)*")
+"""QEMU's `-cpu`: a model, then features."""
+
+
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What a machine has. `accel`: auto, or one that is asked for (`accel.ACCELERATORS`)."""
+    """What a machine has.
+
+    Attributes:
+        accel: auto, or one that is asked for (`accel.ACCELERATORS`).
+        cpu: auto, or a processor model of QEMU's with features (`max,-avx512f`).
+        link: how the engine reaches the agent: one of LINKS.
+        kernel: default, a series (`wherry_image.kernels.SERIES`), or the absolute path of a kernel
+            or of a linuxkit.yml.
+        modules: directory of the modules of a kernel that is a path; empty: looked for beside it.
+    """
 
     cpus: int
     memory_mib: int
     disk_gib: int
     arch: str
     accel: str = "auto"
+    cpu: str = "auto"
+    link: str = "serial"
+    kernel: str = DEFAULT
+    modules: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= 255:
@@ -54,7 +74,20 @@ class MachineConfig:
                 f"unknown architecture {self.arch!r}", hint=f"one of {', '.join(ARCHITECTURES)}"
             )
         if self.accel not in ("auto", *ACCELERATORS):
-            raise InvalidInput(f"unknown accelerator {self.accel!r}")
+            raise InvalidInput(
+                f"unknown accelerator {self.accel!r}",
+                hint=f"one of auto, {', '.join(ACCELERATORS)}",
+            )
+        if not _CPU.fullmatch(self.cpu):
+            raise InvalidInput(
+                f"{self.cpu!r} is not a processor model", hint="as in max, Haswell or max,-avx512f"
+            )
+        if self.link not in LINKS:
+            raise InvalidInput(f"unknown link {self.link!r}", hint=f"one of {', '.join(LINKS)}")
+        try:
+            parse_kernel(self.kernel, self.modules)
+        except VmImageError as error:
+            raise InvalidInput(error.message, hint=error.hint) from error
 
 
 def default_config(settings: Settings) -> MachineConfig:
@@ -78,8 +111,14 @@ def read_config(file: Path) -> MachineConfig | None:
     """
     try:
         data = json.loads(file.read_bytes())
-        known = {field.name for field in fields(MachineConfig)}
-        return MachineConfig(**{name: data[name] for name in known})
+        known = fields(MachineConfig)
+        return MachineConfig(
+            **{
+                field.name: data[field.name]
+                for field in known
+                if field.name in data or field.default is MISSING  # an older version's file
+            }
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -6,24 +6,26 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from wherry.errors import ImageBuildError
+from wherry.machine.config import MachineConfig
 from wherry.paths import Home
 from wherry.settings import Settings
-from wherry_image import VmImage, VmImageError, build_image, refresh_lock
+from wherry_image import VmImage, VmImageError, build_image, parse_kernel, refresh_lock
 
 Progress = Callable[[str, int, int], None]
 
 
 def prepare_image(
-    arch: str, home: Home, settings: Settings, progress: Progress | None = None
+    config: MachineConfig, home: Home, settings: Settings, progress: Progress | None = None
 ) -> VmImage:
-    """The image for `arch`; made from packages when it is not there yet.
+    """The image for such a machine; made from packages when it is not there yet.
 
     Raises:
         ImageBuildError: a package, the mirror or the configuration is at fault.
     """
     try:
         return build_image(
-            arch=arch,
+            arch=config.arch,
+            kernel=parse_kernel(config.kernel, config.modules),
             packages=home.packages,
             out=home.vm_images,
             locks=[home.vm_locks],
@@ -35,7 +37,7 @@ def prepare_image(
 
 
 def upgrade_image(
-    arch: str, home: Home, settings: Settings, progress: Progress | None = None
+    config: MachineConfig, home: Home, settings: Settings, progress: Progress | None = None
 ) -> list[dict[str, str]]:
     """Take the newest signed packages and build the image of the next start.
 
@@ -47,9 +49,13 @@ def upgrade_image(
     """
     try:
         change = refresh_lock(
-            arch=arch, locks=[home.vm_locks], mirror=settings.debian_mirror, progress=progress
+            arch=config.arch,
+            kernel=parse_kernel(config.kernel, config.modules),
+            locks=[home.vm_locks],
+            mirror=settings.debian_mirror,
+            progress=progress,
         )
     except VmImageError as error:
         raise ImageBuildError(error.message, hint=error.hint) from error
-    prepare_image(arch, home, settings, progress)
+    prepare_image(config, home, settings, progress)
     return [asdict(package) for package in change.packages]

@@ -193,7 +193,7 @@ class Machine:
         """
         image = await asyncio.to_thread(
             self._tools.prepare_image,
-            self.config.arch,
+            self.config,
             self._home,
             self._settings,
             self._in_loop(progress),
@@ -210,7 +210,7 @@ class Machine:
         """
         return await asyncio.to_thread(
             upgrade_image,
-            self.config.arch,
+            self.config,
             self._home,
             self._settings,
             self._in_loop(progress),
