@@ -79,23 +79,27 @@ class MachinePaths:
         """The Docker Engine API."""
         return self.sockets / "api.sock"
 
+    def chardev(self, name: str) -> Path:
+        """Where QEMU's chardev `name` (qmp, rescue, agent or serial) answers."""
+        return self.sockets / f"{name}.sock"
+
     @property
     def qmp_socket(self) -> Path:
-        return self.sockets / "qmp.sock"
+        return self.chardev("qmp")
 
     @property
     def rescue_socket(self) -> Path:
         """A second QMP socket, for people and `doctor`."""
-        return self.sockets / _LONGEST_SOCKET_NAME
+        return self.chardev("rescue")
 
     @property
     def agent_socket(self) -> Path:
-        return self.sockets / "agent.sock"
+        return self.chardev("agent")
 
     @property
     def serial_socket(self) -> Path:
         """The guest's serial console."""
-        return self.sockets / "serial.sock"
+        return self.chardev("serial")
 
 
 @dataclass(frozen=True, slots=True)

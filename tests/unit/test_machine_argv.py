@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from wherry.machine.argv import SocketFds, VmSpec, qemu_argv
+from wherry.machine.argv import VmSpec, qemu_argv
 from wherry.machine.find import Qemu
 
-SOCKETS = SocketFds(qmp=10, rescue=11, agent=12, serial=13)
+SOCKETS = {
+    name: f"fd={fd},server=on,wait=off"
+    for name, fd in (("qmp", 10), ("rescue", 11), ("agent", 12), ("serial", 13))
+}
 SPEC = VmSpec(
     name="default",
     qemu=Qemu(binary=Path("/q/qemu-system-x86_64"), version=(9, 0, 0), arch="amd64"),

@@ -11,6 +11,7 @@ import logging
 from wherry.errors import MachineError
 from wherry.machine.boot import RunningQemu
 from wherry.machine.console import Console
+from wherry.machine.endpoints import CHARDEVS
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import QemuRecord, read_record
 from wherry.osutil import is_alive, terminate
@@ -44,7 +45,7 @@ async def find_running(paths: MachinePaths) -> RunningQemu | None:
         await _end(qmp, record if alive else None)
         _forget(paths)
         return None
-    return RunningQemu(record=record, qmp=qmp, console=await _console(paths), ours=False)
+    return RunningQemu(record=record, qmp=qmp, console=await _console(paths), child=None)
 
 
 async def _goes_on(qmp: Qmp) -> bool:
@@ -83,11 +84,5 @@ async def _console(paths: MachinePaths) -> Console | None:
 
 
 def _forget(paths: MachinePaths) -> None:
-    for file in (
-        paths.qemu_record,
-        paths.qmp_socket,
-        paths.rescue_socket,
-        paths.agent_socket,
-        paths.serial_socket,
-    ):
+    for file in (paths.qemu_record, *map(paths.chardev, CHARDEVS)):
         file.unlink(missing_ok=True)

@@ -18,22 +18,16 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 
 from wherry.errors import BootFailed, LinkError, MachineError, NotImplementedYet
-from wherry.machine.argv import SocketFds, VmSpec, qemu_argv
+from wherry.machine.argv import VmSpec, qemu_argv
 from wherry.machine.console import Console
+from wherry.machine.endpoints import Chardevs, Endpoints, QemuEnded
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import QemuRecord, write_record
-from wherry.osutil import (
-    exit_status,
-    identify,
-    listen_unix,
-    raise_file_limit,
-    spawn_detached,
-    terminate,
-)
+from wherry.osutil import exit_status, raise_file_limit, terminate
 from wherry.paths import MachinePaths
 
 logger = logging.getLogger(__name__)
@@ -74,8 +68,8 @@ class RunningQemu:
     record: QemuRecord
     qmp: Qmp
     console: Console | None
-    ours: bool
-    """Whether it is this process's child, so that its exit status can be known."""
+    child: int | None
+    """The child process of ours whose exit status is QEMU's; None: an earlier engine's."""
 
     async def aclose(self) -> None:
         """Let go of it; it goes on."""
@@ -98,7 +92,7 @@ class RunningQemu:
 
     def exit_status(self) -> int | None:
         """None while it runs, or when it is not our child."""
-        return exit_status(self.record.identity.pid) if self.ours else None
+        return None if self.child is None else exit_status(self.child)
 
 
 async def start_qemu(
@@ -108,6 +102,7 @@ async def start_qemu(
     image_key: str,
     agent_digest: str,
     deadlines: Deadlines,
+    endpoints: Endpoints,
 ) -> RunningQemu:
     """Start QEMU, paused, and connect to it.
 
@@ -122,8 +117,9 @@ async def start_qemu(
         )
     for log in (paths.qemu_log, paths.console_log):
         log.unlink(missing_ok=True)
-    record, argv = _spawn(spec, paths, image_key, agent_digest)
-    write_record(paths.qemu_record, record)
+    record, child = await _to_the_end(
+        partial(_spawn, spec, paths, endpoints, image_key=image_key, agent_digest=agent_digest)
+    )
     console = qmp = None
     try:
         async with asyncio.timeout(deadlines.spawned):
@@ -132,7 +128,7 @@ async def start_qemu(
             await qmp.execute("query-status")
     except (MachineError, OSError) as error:
         await asyncio.to_thread(terminate, record.identity, grace=1.0)
-        status = exit_status(record.identity.pid)
+        status = exit_status(child)
         for connection in (qmp, console):
             if connection is not None:
                 await connection.aclose()
@@ -141,8 +137,8 @@ async def start_qemu(
             phase="spawned",
             hint=f"the command line is in {paths.qemu_record}",
         ) from error
-    logger.info("QEMU runs as process %d: %s", record.identity.pid, argv[0])
-    return RunningQemu(record=record, qmp=qmp, console=console, ours=True)
+    logger.info("QEMU runs as process %d: %s", record.identity.pid, record.argv[0])
+    return RunningQemu(record=record, qmp=qmp, console=console, child=child)
 
 
 async def await_agent(
@@ -209,47 +205,43 @@ async def _next_sign(
 
 
 def _spawn(
-    spec: VmSpec, paths: MachinePaths, image_key: str, agent_digest: str
-) -> tuple[QemuRecord, list[str]]:
-    """The sockets are bound here and inherited: QEMU can be connected to before it has started."""
+    spec: VmSpec,
+    paths: MachinePaths,
+    endpoints: Endpoints,
+    *,
+    image_key: str,
+    agent_digest: str,
+) -> tuple[QemuRecord, int]:
+    """Start it and write its record. Blocking.
+
+    Returns:
+        The record, and the child process to ask for its exit status.
+    """
     raise_file_limit()
-    with contextlib.ExitStack() as stack:
 
-        def listen(path: Path) -> int:
-            return stack.enter_context(listen_unix(path)).fileno()
+    def command(chardevs: Chardevs) -> list[str]:
+        return qemu_argv(spec, chardevs)
 
-        sockets = SocketFds(
-            qmp=listen(paths.qmp_socket),
-            rescue=listen(paths.rescue_socket),
-            agent=listen(paths.agent_socket),
-            serial=listen(paths.serial_socket),
-        )
-        argv = qemu_argv(spec, sockets)
-        try:
-            pid = spawn_detached(
-                argv,
-                log=paths.qemu_log,
-                cwd=paths.root,
-                env=spec.qemu.environment(),
-                pass_fds=sockets.all(),
-            )
-        except OSError as error:
-            message = _epitaph("spawned", f"{argv[0]}: {error.strerror}", [], [])
-            raise BootFailed(message, phase="spawned") from error
-    identity = identify(pid)
-    if identity is None:
-        message = _epitaph("spawned", _ending(exit_status(pid)) or "it ended", _stderr(paths), [])
-        raise BootFailed(message, phase="spawned")
+    try:
+        spawned = endpoints.launch(command, paths, spec.qemu.environment())
+    except OSError as error:
+        reason = f"{spec.qemu.binary}: {error.strerror}"
+        raise BootFailed(_epitaph("spawned", reason, [], []), phase="spawned") from error
+    except QemuEnded as error:
+        reason = _ending(error.status) or "it ended"
+        message = _epitaph("spawned", reason, _stderr(paths), [])
+        raise BootFailed(message, phase="spawned") from error
     record = QemuRecord(
-        identity=identity,
+        identity=spawned.identity,
         boot=secrets.token_hex(8),
         image_key=image_key,
         agent_digest=agent_digest,
         accel=spec.accel,
         started_ns=time.time_ns(),
-        argv=tuple(argv),
+        argv=spawned.argv,
     )
-    return record, argv
+    write_record(paths.qemu_record, record)
+    return record, spawned.child
 
 
 async def _failure(
@@ -297,6 +289,18 @@ def _stderr(paths: MachinePaths) -> list[str]:
     except FileNotFoundError:
         return []
     return [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
+
+
+async def _to_the_end(work: Callable[[], T]) -> T:
+    """Do blocking work in a thread; a caller that is cancelled waits for it, so that what it has
+    started is known."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        working.exception()  # looked at, so that asyncio does not complain
+        raise
 
 
 async def _drop(task: asyncio.Future[Any]) -> None:
