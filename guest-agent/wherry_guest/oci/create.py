@@ -78,6 +78,8 @@ def run(context: Context, id: str, options: CreateOptions, detach: bool, keep: b
     if loaded.spec.process.terminal and detach and options.console_socket is None:
         raise OciError("process.terminal is true: run --detach needs --console-socket")
     entry, master = _create(context, id, loaded, options)
+    if not detach:  # before its program runs: whoever hears of that may signal us at once
+        birth.forward_signals(entry.record.pid)
     try:
         start(context, id)
     except OciError:
@@ -93,8 +95,10 @@ def run(context: Context, id: str, options: CreateOptions, detach: bool, keep: b
 
 
 def wait(pid: int, master: int | None) -> int:
-    """Serve a process of ours in the foreground until it ends; its exit code."""
-    birth.forward_signals(pid)
+    """Serve a process of ours in the foreground until it ends; its exit code.
+
+    Signals are the caller's (`birth.forward_signals`), since they may come as soon as it runs.
+    """
     if master is not None:
         console.Terminal(master, pid).serve()
     _, status = os.waitpid(pid, 0)

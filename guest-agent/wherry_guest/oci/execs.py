@@ -96,6 +96,8 @@ def _start(context: Context, entry: Entry, options: ExecOptions) -> tuple[int, i
         plan = exec_plan(process, wanted, pidfd, context.layout, *own)
         fds = Descriptors(() if tty else (0, 1, 2), cgroup_fd, [pidfd], preserved=options.preserved)
         born = birth.bear(context.kernel, plan, fds, lambda pid: None, beside=pidfd)
+        if not options.detach:
+            birth.forward_signals(born.pid)
         try:
             if options.pid_file is not None:
                 write_pid_file(options.pid_file, born.pid)
