@@ -1,7 +1,9 @@
 """For all tests: those that need root on Linux are skipped elsewhere; the shared WHERRY_HOME.
 
-One engine and one VM serve the whole run. What is expensive and addressed by content (packages, VM
-images) is kept between runs in `.cache/tests`, or where WHERRY_TEST_CACHE says.
+One engine and one VM serve the whole run, also one that is spread over processes: all tests of the
+shared machine go to the same one (`--dist loadgroup`), the others file by file. What is expensive
+and addressed by content (packages, VM images) is kept between runs in `.cache/tests`, or where
+WHERRY_TEST_CACHE says.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from wherry.paths import Home
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        shares_machine = "wherry" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("machine" if shares_machine else str(item.path)))
     if sys.platform == "linux" and os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root on Linux")
