@@ -146,6 +146,11 @@ class Home:
         return self.root / "cache" / "packages"
 
     @property
+    def emulators(self) -> Path:
+        """Layers with the emulators for programs of other architectures."""
+        return self.root / "cache" / "emulators"
+
+    @property
     def vm_images(self) -> Path:
         """Built VM images, a directory each."""
         return self.root / "cache" / "vm"

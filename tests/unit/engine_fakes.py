@@ -586,7 +586,9 @@ class FakeStore:
         self.images.remove(self.resolve(ref))
         return []
 
-    def import_layout(self, directory: Path, name: str) -> Image:
+    def import_layout(
+        self, directory: Path, name: str, *, platform: str | None = None
+    ) -> Image:
         self.imported.append((directory, name))
         self.images.append(image(name))
         return self.images[-1]

@@ -232,6 +232,7 @@ def test_inspect_shows_every_field_with_its_default(client: Client) -> None:
 
 
 def test_wait_sends_its_headers_before_the_exit(client: Client, engine: SimpleNamespace) -> None:
+    engine.emulation = SimpleNamespace(complaint=lambda _container, code: "" if code == 3 else "?")
     answer = client.stream("POST", "/containers/one/wait")  # returns only after the headers
     engine.loop.call_soon_threadsafe(
         lambda: engine.containers.exit.set_result(ExitStatus(3, "out of luck"))

@@ -167,14 +167,17 @@ class Agent:
         containers, execs, system = self._containers, self._execs, self._system
         return {
             "system.info": at_once(system.info),
+            "system.prepare": later(system.prepare),
             "system.setup": later(self._setup),
             "system.set_time": at_once(system.set_time),
             "system.shutdown": self._shutdown,
             "system.bytecode": later(self._bytecode),
             "agent.replace": later(self._replace),
+            "disk.grow": later(self._when_ready(self._grow_disk)),
             "layers.attach": later(self._attach_layers),
             "layers.detach": later(self._detach_layers),
             "layers.list": at_once(self._list_layers),
+            "emulators.register": later(self._when_ready(self._register_emulators)),
             "container.start": later(self._when_ready(self._start_container)),
             "container.attach": later(containers.attach),
             "container.kill": later(containers.kill),
@@ -274,6 +277,11 @@ class Agent:
         self._containers.load()
         return answer
 
+    async def _grow_disk(self, params: Params) -> Answer:
+        from wherry_guest.agent.growing import grow  # here: rarely asked for
+
+        return await grow(self._loop, params)
+
     def _shutdown(self, values: dict[str, Any], call: Call) -> object:
         from wherry_guest.agent.power import shut_down  # here: once in a machine's life
 
@@ -328,6 +336,12 @@ class Agent:
         except LayerError as error:
             raise CallError("failed", str(error)) from error
         return {"detached": gone, "busy": busy}
+
+    async def _register_emulators(self, params: Params) -> Answer:
+        from wherry_guest.agent.binfmt import Formats  # here: many machines never need it
+
+        formats = Formats(self._loop, self._kernel, self._layers, self._paths.run)
+        return await formats.register(params)
 
     def _list_layers(self, params: Params) -> Answer:
         return {"layers": self._layers.all(), "highest_lun": self._layers.highest_lun}

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import wherry_guest
+from wherry_guest.agent import renew
 from wherry_guest.agent.calls import Answer, Params, one_line
 from wherry_guest.agent.children import run_program
 from wherry_guest.agent.disk import DiskError, mount_data_disk
-from wherry_guest.agent.kernel import ioctl, write_atomically
+from wherry_guest.agent.kernel import write_atomically
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.tasks import Promise, run
 from wherry_guest.channel import CallError
@@ -32,10 +33,6 @@ from wherry_guest.zygote import Zygote
 _os: Final[Any] = os
 _time: Final[Any] = time
 
-_RNDADDENTROPY: Final = 0x40085203
-_RNDRESEEDCRNG: Final = 0x5207
-"""uapi/linux/random.h: _IOW('R', 0x03, int[2]) and _IO('R', 0x07)."""
-
 NFT_RULES: Final = Path("/etc/wherry/nftables.conf")
 NFT_TIMEOUT: Final = 30.0
 INTERFACE: Final = "eth0"
@@ -43,6 +40,29 @@ RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 """uname's machine in OCI's words."""
+
+
+_LEVELS: Final = (
+    ("v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
+    ("v3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"),
+    ("v2", "cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2"),
+)
+"""x86-64 psABI, table 3.1, in the words of /proc/cpuinfo (abm: LZCNT, pni: SSE3)."""
+
+
+@cache
+def cpu_variant(machine: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The level of an x86-64 processor (v2, v3, v4; "" is v1, and any other processor)."""
+    if machine != "x86_64":
+        return ""
+    text = cpuinfo.read_text(encoding="ascii", errors="replace")
+    flags = set(text.partition("\nflags")[2].partition("\n")[0].split())
+    reached = ""
+    for level, needed in reversed(_LEVELS):
+        if not flags.issuperset(needed.split()):
+            break
+        reached = level
+    return reached
 
 
 class System:
@@ -60,6 +80,7 @@ class System:
         self._paths = paths
         self._zygote = zygote
         self._digest = digest
+        self._guarded = False
         self._setup: Promise[dict[str, Any]] | None = None
         if paths.setup.exists():
             self._setup = Promise()
@@ -78,6 +99,7 @@ class System:
         info = {
             "kernel": uname.release,
             "arch": ARCHITECTURES.get(uname.machine, uname.machine),
+            "variant": cpu_variant(uname.machine),
             "agent": {"version": wherry_guest.__version__, "digest": self._digest},
             "pid1": {"version": pid1.version, "digest": pid1.digest},
             "memory_bytes": _os.sysconf("SC_PHYS_PAGES") * _os.sysconf("SC_PAGE_SIZE"),
@@ -100,7 +122,18 @@ class System:
 
     def set_time(self, params: Params) -> Answer:
         """`system.set_time`."""
-        _set_clock(params.number("time_ns"))
+        renew.set_clock(params.number("time_ns"))
+        return None
+
+    async def prepare(self, params: Params) -> Answer:
+        """`system.prepare`: what is the same for every machine, before a template is saved.
+
+        Raises:
+            CallError: `conflict` after `system.setup`, when the machine is one of a kind.
+        """
+        if self._setup is not None:
+            raise CallError("conflict", "the machine is set up: it is nobody's template any more")
+        await self._close_loopback()
         return None
 
     async def setup(self, params: Params) -> Answer:
@@ -122,10 +155,12 @@ class System:
     async def _do_setup(self, wanted: _Setup) -> dict[str, Any]:
         phases = _Phases(self._loop)
         with phases.measure("clock"):
-            _set_clock(wanted.time_ns)
+            renew.set_clock(wanted.time_ns)
         with phases.measure("entropy"):
-            _add_entropy(wanted.entropy)
+            renew.add_entropy(wanted.entropy)
         self._kernel.sethostname(wanted.hostname)
+        if wanted.machine_id:
+            renew.write_machine_id(wanted.machine_id)
         disk = run(self._disk(wanted, phases))
         network = run(self._network(wanted, phases))
         # Both to their ends, whichever fails: a second try must not meet a first one that still
@@ -146,9 +181,7 @@ class System:
     async def _network(self, wanted: _Setup, phases: _Phases) -> None:
         """First the rules, then the address: at no moment is the host's loopback open."""
         with phases.measure("firewall"):
-            finished = await run_program(self._loop, ("nft", "-f", str(NFT_RULES)), NFT_TIMEOUT)
-            if finished.code:
-                raise OSError(f"close the host's loopback: {finished.complaint}")
+            await self._close_loopback()
         with phases.measure("network"):
             requests = [netlink.link_up(netlink.LOOPBACK_INDEX)]
             if wanted.address is not None:
@@ -156,6 +189,15 @@ class System:
             self._kernel.netlink(requests)
             if wanted.dns:
                 RESOLV_CONF.write_text(f"nameserver {wanted.dns}\n", encoding="utf-8")
+
+    async def _close_loopback(self) -> None:
+        """Once per boot: a template has the rules already."""
+        if self._guarded:
+            return
+        finished = await run_program(self._loop, ("nft", "-f", str(NFT_RULES)), NFT_TIMEOUT)
+        if finished.code:
+            raise OSError(f"close the host's loopback: {finished.complaint}")
+        self._guarded = True
 
 
 class _Setup:
@@ -169,11 +211,13 @@ class _Setup:
             self.entropy = bytes.fromhex(params.text("entropy"))
         except ValueError as error:
             raise CallError("invalid", "entropy must be hex digits") from error
+        self.machine_id = renew.checked_machine_id(params.optional_text("machine_id"))
         network = params.optional_mapping("network")
         self.address: str | None = None
         self.prefix = 0
         self.gateway: str | None = None
         self.dns: str | None = None
+        self.mac = ""
         if network is not None:
             values = Params(network)
             self.address, _, prefix = values.text("address").partition("/")
@@ -182,6 +226,7 @@ class _Setup:
             self.prefix = int(prefix)
             self.gateway = values.text("gateway") if values.given("gateway") else None
             self.dns = values.text("dns") if values.given("dns") else None
+            self.mac = renew.checked_mac(values.optional_text("mac"))
 
 
 class _Phases:
@@ -205,27 +250,14 @@ async def _settled(promise: Promise[Any]) -> None:
     await done
 
 
-def _set_clock(time_ns: int) -> None:
-    _time.clock_settime_ns(_time.CLOCK_REALTIME, time_ns)
-
-
-def _add_entropy(entropy: bytes) -> None:
-    fd = os.open("/dev/urandom", os.O_WRONLY | _os.O_CLOEXEC)
-    try:
-        # struct rand_pool_info: entropy_count in bits, buf_size in bytes, buf
-        ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
-        ioctl(fd, _RNDRESEEDCRNG, b"")
-    finally:
-        os.close(fd)
-
-
 def _interface_index() -> int:
     """Not by if_nametoindex(3), which opens a socket of its own."""
     return int(Path("/sys/class/net", INTERFACE, "ifindex").read_text())
 
 
 def _interface_requests(index: int, wanted: _Setup) -> list[bytes]:
-    requests = [
+    requests = [netlink.set_mac(index, wanted.mac)] if wanted.mac else []
+    requests += [
         netlink.link_up(index),
         netlink.add_address(index, str(wanted.address), wanted.prefix),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,15 @@ async def create(engine: Engine, request: Request) -> Response:
     fields.check_networking(networking)
     if not body.get("Image"):
         raise InvalidInput("config: Image is empty", hint="name the image to run")
+    platform = request.text("platform") or None
     container = await engine.containers.create(
-        request.text("name") or None,
-        body,
-        host_config,
-        platform=request.text("platform") or None,
+        request.text("name") or None, body, host_config, platform=platform
     )
-    return json_response({"Id": container.id, "Warnings": []}, 201)
+    warning = None if platform else engine.emulation.mismatch(container)
+    # Ours: clients that know it fetch them now, and show how that goes.
+    lacking = await asyncio.to_thread(engine.emulation.lacks_emulators, container)
+    answer = {"Id": container.id, "Warnings": [warning] if warning else []}
+    return json_response({**answer, "EmulatorsMissing": True} if lacking else answer, 201)
 
 
 async def listing(engine: Engine, request: Request) -> Response:
@@ -47,7 +50,11 @@ async def listing(engine: Engine, request: Request) -> Response:
 
 async def inspect(engine: Engine, request: Request) -> Response:
     container = await engine.lives.with_fresh_health(request.args["id"])
-    return json_response(views.container_inspect(container, engine.volumes.mount_point))
+    answer = views.container_inspect(container, engine.volumes.mount_point)
+    state = answer["State"]
+    if not container.running and not state["Error"]:
+        state["Error"] = engine.emulation.complaint(container, state["ExitCode"])
+    return json_response(answer)
 
 
 async def start(engine: Engine, request: Request) -> Response:
@@ -98,13 +105,16 @@ async def resize(engine: Engine, request: Request) -> Response:
 async def wait(engine: Engine, request: Request) -> Response:
     """The headers go out at once: clients wait before they start, and need them to go on."""
     condition = request.text("condition") or "not-running"
-    waiter = engine.containers.waiter(request.args["id"], condition)
+    container = engine.containers.get(request.args["id"])
+    waiter = engine.containers.waiter(container.id, condition)
 
     async def answer() -> AsyncIterator[bytes]:
         status: ExitStatus = await waiter
         result: dict[str, Any] = {"StatusCode": status.code}
         if status.error:
             result["Error"] = {"Message": status.error}
+        if complaint := engine.emulation.complaint(container, status.code):
+            result["Hint"] = complaint  # ours; an Error would be a wait that failed
         yield json.dumps(result).encode() + b"\n"
 
     return Response(200, answer(), "application/json")

@@ -45,6 +45,19 @@ async def upgrade(engine: Engine, _request: Request) -> Response:
     return json_lines(with_progress(work))
 
 
+async def emulators(engine: Engine, _request: Request) -> Response:
+    """Have the emulators for other architectures on this host: JSON lines, then {"ready": true}."""
+
+    async def work(report: Report) -> Message:
+        def progress(phase: str, done: int, total: int) -> None:
+            report({"phase": phase, "done": done, "total": total})
+
+        await engine.emulation.fetch(progress)
+        return {"ready": True}
+
+    return json_lines(with_progress(work))
+
+
 async def stop(engine: Engine, _request: Request) -> Response:
     await engine.machine.stop()
     return json_response(engine.machine.inspect())
@@ -77,6 +90,7 @@ TABLE: list[Route] = [
     ("POST", "/wherry/v1/machine/start", start),
     ("POST", "/wherry/v1/machine/stop", stop),
     ("POST", "/wherry/v1/machine/upgrade", upgrade),
+    ("POST", "/wherry/v1/machine/emulators", emulators),
     ("GET", "/wherry/v1/machine/console", console),
     ("GET", "/wherry/v1/machine/guest", guest),
     ("GET", "/wherry/v1/engine", engine_facts),

@@ -33,6 +33,13 @@ def start_machine(client: Client, *, quiet: bool = False) -> dict[str, Any]:
     return facts
 
 
+def fetch_emulators(client: Client, *, quiet: bool = False) -> None:
+    """Have the emulators for images of other architectures, and show how that goes."""
+    if not quiet:
+        print("Fetching the emulators for images of other architectures", file=sys.stderr)
+    follow(client.lines("POST", "/wherry/v1/machine/emulators"), "ready", quiet=quiet)
+
+
 def follow(lines: Iterable[dict[str, Any]], result: str, *, quiet: bool) -> Any:
     """Show {"phase", "done", "total"} lines; return what the last line has under `result`."""
     found: Any = None

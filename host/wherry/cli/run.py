@@ -102,9 +102,12 @@ def _create(app: App, options: ContainerOptions, *, attach: bool) -> str:
         print(f"Unable to find image '{options.image}' locally", file=sys.stderr)
         progress.pull(app, options.image, platform=options.platform, quiet=options.quiet)
         reply = app.client.request("POST", "/containers/create", query=query, body=body)
-    for warning in reply.json().get("Warnings") or ():
+    answer = reply.json()
+    for warning in answer.get("Warnings") or ():
         print(f"wherry: warning: {warning}", file=sys.stderr)
-    return str(reply.json()["Id"])
+    if answer.get("EmulatorsMissing"):
+        progress.fetch_emulators(app.client, quiet=options.quiet)
+    return str(answer["Id"])
 
 
 @click.command("start")
@@ -260,4 +263,6 @@ def _exit_code(waiting: Iterator[bytes]) -> int:
     answer = json.loads(b"".join(waiting))
     if error := answer.get("Error"):
         print(f"wherry: {error['Message']}", file=sys.stderr)
+    if hint := answer.get("Hint"):
+        print(f"wherry: {hint}", file=sys.stderr)
     return int(answer["StatusCode"])

@@ -113,7 +113,7 @@ class Containers:
                 config=merged,
                 host_config=checked,
                 layers=tuple(image.diff_ids),
-                platform=f"{image.os}/{image.architecture}",
+                platform=str(image.platform),
                 mounts=mounts,
             )
             return self._registry.add(container, volumes).container

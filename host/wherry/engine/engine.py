@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from wherry.build.bootstrap import Sources
+from wherry.build.builtin import builtin_layout
+from wherry.build.emulators import EmulatorSource
 from wherry.engine import adopt, facts
 from wherry.engine.bootstrapping import Bootstrapper
 from wherry.engine.containers import Containers
@@ -21,7 +23,7 @@ from wherry.engine.copying import Copying
 from wherry.engine.distribution import Distribution
 from wherry.engine.events import EventBus
 from wherry.engine.execs import Execs, exec_exit
-from wherry.engine.foreign import native_platform
+from wherry.engine.foreign import Emulation, native_platform
 from wherry.engine.guest import Guest
 from wherry.engine.images import Images
 from wherry.engine.lives import Lives
@@ -87,8 +89,28 @@ class Engine:
         volumes = VolumeTable(state)
         self._registry = Registry(state, self.events, volumes)
         self._guest = Guest(machine, store)
+        native = native_platform(machine)
+        self.emulation = Emulation(
+            machine,
+            EmulatorSource(
+                native.architecture,
+                home.packages,
+                home.vm_locks,
+                home.emulators,
+                settings.debian_mirror,
+            ),
+            lambda: self._guest_facts,
+        )
         prefix = f"container:{machine_name}:"
-        self.images = Images(store, machine, self._registry, self.events, prefix)
+        self.images = Images(
+            store,
+            machine,
+            self._registry,
+            self.events,
+            prefix,
+            native,
+            lambda architecture: builtin_layout(architecture, home, settings.debian_mirror),
+        )
         self.distribution = Distribution(store, self.events)
         self.upkeep = Upkeep(store, self.events, self.images)
         self._removals = Removals(state, self._guest, self.images, volumes)
@@ -99,7 +121,7 @@ class Engine:
             lambda: (entry.container for entry in self._registry),
         )
         self.copying = Copying(self._registry, self.events, self._guest, volumes)
-        starter = Starter(self._registry, self._guest, spec_facts, volumes)
+        starter = Starter(self._registry, self._guest, spec_facts, volumes, self.emulation)
         self.containers = Containers(
             self._registry, self.events, self._guest, starter, self.images, volumes
         )

@@ -30,6 +30,7 @@ class GuestFacts:
     arch: str = ""
     memory_bytes: int = 0
     cpus: int = 0
+    variant: str = ""
     agent: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -41,6 +42,7 @@ class GuestFacts:
             arch=_text(info.get("arch")),
             memory_bytes=_count(info.get("memory_bytes")),
             cpus=_count(info.get("cpus")),
+            variant=_text(info.get("variant")),
             agent=agent if isinstance(agent, dict) else {},
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 from wherry.engine.model import Container
 from wherry.engine.ports import LinkPort, MachinePort, StorePort, StreamPort
 from wherry.errors import AgentError, LinkError, MachineError
+from wherry.images.platform import parse_platform
 from wherry.images.store import Image
 from wherry.machine import LayerDisk, MachineState
 
@@ -90,15 +91,15 @@ class Guest:
 
 def image_of(container: Container) -> Image:
     """The container's image as it was at its creation; its name may be gone, its files are held."""
-    system, _, architecture = container.platform.partition("/")
+    platform = parse_platform(container.platform)
     return Image(
         id=container.image_id,
         tags=(),
         digests=(),
         created_ns=0,
-        architecture=architecture,
-        os=system,
-        variant="",
+        architecture=platform.architecture,
+        os=platform.os,
+        variant=platform.variant,
         size=0,
         config={},
         diff_ids=container.layers,

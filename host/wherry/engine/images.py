@@ -1,7 +1,7 @@
 """The image store, from the event loop: its calls in threads, Docker's events, the built-in image.
 
 `localhost/busybox` comes with the VM image, no registry has it: it is imported the first time that
-somebody asks for it.
+somebody asks for it. For another platform it is made of that one's package.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+from wherry.build.builtin import ARCHITECTURES, MADE_BY
 from wherry.engine.background import in_thread
 from wherry.engine.events import EventBus
 from wherry.engine.image_filters import Filters, image_filter
@@ -19,8 +20,11 @@ from wherry.engine.model import SHORT_ID, Container, Event
 from wherry.engine.ports import MachinePort, Progress, StorePort
 from wherry.engine.registry import Registry
 from wherry.errors import Conflict, ImageNotFound, WherryError
+from wherry.images.platform import Platform, matches, parse_platform
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from wherry.images.committing import Commit
     from wherry.images.names import Removal
     from wherry.images.store import Image
@@ -41,12 +45,16 @@ class Images:
         registry: Registry,
         events: EventBus,
         holder_prefix: str,
+        native: Platform,
+        busybox: Callable[[str], Path],
     ) -> None:
         self._store = store
         self._machine = machine
         self._registry = registry
         self._events = events
         self._holder_prefix = holder_prefix
+        self._native = native
+        self._busybox = busybox
         self._builtin = asyncio.Lock()
 
     def list(
@@ -59,12 +67,9 @@ class Images:
 
     async def resolve(self, ref: str, platform: str | None = None) -> Image:
         """By name, digest, id or prefix of an id. Raises ImageNotFound."""
-        try:
-            return await asyncio.to_thread(self._store.resolve, ref, platform=platform)
-        except ImageNotFound:
-            if ref not in _BUILTIN_NAMES:
-                raise
-        return await self.ensure_builtin()
+        if ref in _BUILTIN_NAMES:
+            return await self.ensure_builtin(platform=platform)
+        return await asyncio.to_thread(self._store.resolve, ref, platform=platform)
 
     async def resolve_builtin(self, ref: str) -> None:
         """Make the built-in image present when `ref` names it; nothing else is looked for."""
@@ -86,7 +91,7 @@ class Images:
             ImageNotFound, RegistryError, Unauthorized, StorageError
         """
         if ref in _BUILTIN_NAMES:
-            return await self.ensure_builtin()
+            return await self.ensure_builtin(platform=platform)
         image = await in_thread(
             self._store.pull,
             ref,
@@ -98,15 +103,41 @@ class Images:
         self._publish("pull", ref, ref)
         return image
 
-    async def ensure_builtin(self, progress: Progress | None = None) -> Image:
-        """The built-in image, imported (and the VM image built) when it is not there."""
+    async def ensure_builtin(
+        self, progress: Progress | None = None, platform: str | None = None
+    ) -> Image:
+        """The built-in image, imported (and the VM image built) when it is not there.
+
+        Args:
+            platform: None: the machine's own; of machines that share a store each has its own.
+
+        Raises:
+            ImageNotFound: there is none for the platform.
+        """
+        wanted = parse_platform(platform) if platform else self._native
         async with self._builtin:
             try:
-                return await asyncio.to_thread(self._store.resolve, BUILTIN)
+                image = await asyncio.to_thread(self._store.resolve, BUILTIN)
+                if matches(wanted, image.platform) or not self._is_ours(image):
+                    return await asyncio.to_thread(self._store.resolve, BUILTIN, platform=platform)
             except ImageNotFound:
                 pass
-            vm_image = await self._machine.prepare_image(progress)
-            return await asyncio.to_thread(self._store.import_layout, vm_image.busybox, BUILTIN)
+            if wanted.architecture == self._native.architecture:
+                layout = (await self._machine.prepare_image(progress)).busybox
+            elif wanted.architecture in ARCHITECTURES:
+                layout = await asyncio.to_thread(self._busybox, wanted.architecture)
+            else:
+                raise ImageNotFound(
+                    f"{BUILTIN} is not there for {wanted}",
+                    hint=f"it is made for linux/{', linux/'.join(ARCHITECTURES)}",
+                )
+            return await asyncio.to_thread(
+                self._store.import_layout, layout, BUILTIN, platform=str(wanted)
+            )
+
+    def _is_ours(self, image: Image) -> bool:
+        """Whether it is a built-in image of some platform, and not one that was given its name."""
+        return any(step.created_by.startswith(MADE_BY) for step in self._store.history(image))
 
     async def tag(self, ref: str, name: str) -> None:
         image = await self.resolve(ref)

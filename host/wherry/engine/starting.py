@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from wherry.engine.attach import StreamAttachment
 from wherry.engine.failure import CONTAINER, SETUP_FAILED, start_failure
+from wherry.engine.foreign import Emulation
 from wherry.engine.guest import START_TIMEOUT, Guest, log_end, number, open_log
 from wherry.engine.model import Container, Json
 from wherry.engine.ports import LinkPort, StreamPort
@@ -40,11 +41,17 @@ class Starter:
     """Starts containers of one machine and ties attachments to them."""
 
     def __init__(
-        self, registry: Registry, guest: Guest, facts: Facts, volumes: VolumeTable
+        self,
+        registry: Registry,
+        guest: Guest,
+        facts: Facts,
+        volumes: VolumeTable,
+        emulation: Emulation,
     ) -> None:
         self._registry = registry
         self._directory: Callable[[str], str] = lambda name: volumes.find(name).directory
         self._guest = guest
+        self._emulation = emulation
         self._facts = facts
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -87,6 +94,7 @@ class Starter:
     async def _start(self, entry: Entry) -> None:
         container = entry.container
         link, layers = await self._guest.prepare(container)
+        await self._emulation.ensure(link, container)
         params = start_params(container, layers, self._facts, self._directory)
         params["reader_expected"] = any(it.waiting for it in entry.attachments)
         position = container.log_bytes

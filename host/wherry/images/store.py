@@ -235,17 +235,28 @@ class ImageStore:
             reporter.say(f"Status: {news} for {reference.familiar}")
         return self._finder.load(found.id)
 
-    def import_layout(self, directory: Path, name: str, progress: Progress | None = None) -> Image:
+    def import_layout(
+        self,
+        directory: Path,
+        name: str,
+        progress: Progress | None = None,
+        *,
+        platform: str | None = None,
+    ) -> Image:
         """Tag the image of an OCI layout on disk; quick when it is stored already.
+
+        Args:
+            platform: of several, or that it must be for; None: the machine's own.
 
         Raises:
             InvalidInput: not such a layout. ContentMismatch: it is damaged. InvalidReference.
         """
         reference = parse_tagged(name)
+        wanted = parse_platform(platform) if platform is not None else None
         with disk_errors():
             source = DirectorySource(directory)
             native = self._parts.native
-            found = find_image(source, "", None, self._layout, self._limits, native)
+            found = find_image(source, "", wanted, self._layout, self._limits, native)
             take(self._parts, found, source, str(reference), None, Reporter(progress))
         return self._finder.load(found.id)
 
