@@ -70,6 +70,11 @@ class MachinePaths:
         return self.root / "engine.lock"
 
     @property
+    def timeline(self) -> Path:
+        """How the last starts went."""
+        return self.root / "timeline.json"
+
+    @property
     def start_lock(self) -> Path:
         """Held by a client while it starts an engine, so that two clients start one."""
         return self.root / "start.lock"

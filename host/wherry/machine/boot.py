@@ -4,6 +4,8 @@
     kernel    the guest runs; until PID 1 says `wherry: init`
     init      until the agent says `wherry: agent`
     agent     until the agent has answered over the link
+    disk      until the guest is set up: its data disk, clock, entropy, network
+    ready     what is left until it can be used
 
 QEMU is started paused and detached; its record is on disk before the guest executes anything.
 """
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """progress(phase, done, total)"""
 
-PHASES = ("spawned", "kernel", "init", "agent")
+PHASES = ("spawned", "kernel", "init", "agent", "disk", "ready")
 
 _CONSOLE_LINES = 12
 _STDERR_LINES = 6

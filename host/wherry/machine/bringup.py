@@ -102,7 +102,9 @@ class Bringup:
         opening = self._open_link(deadlines.kernel + deadlines.init + deadlines.agent)
         link = await await_agent(vm, self.paths, opening, deadlines=deadlines, progress=self.report)
         try:
+            self.report("disk", PHASES.index("disk"), len(PHASES))
             await set_up(link, self.name)
+            self.report("ready", PHASES.index("ready"), len(PHASES))
             await self._keep_bytecode(link, files)
             vm.record = replace(vm.record, ready=True)
             write_record(self.paths.qemu_record, vm.record)

@@ -29,6 +29,7 @@ from wherry.machine.config import (
 from wherry.machine.guest import LinkPort
 from wherry.machine.image import upgrade_image
 from wherry.machine.layers import LayerDisk, LayerPool
+from wherry.machine.timeline import Recorder
 from wherry.paths import Home
 from wherry.settings import Settings
 from wherry_image import VmImage
@@ -88,6 +89,7 @@ class Machine:
     ) -> None:
         self.name = check_name(name)
         self.notices: list[str] = []
+        self.timeline = Recorder()
         self._home = home
         self._paths = home.machine(name)
         self._settings = settings
@@ -322,12 +324,13 @@ class Machine:
     async def _start(self) -> LinkPort:
         self._move(MachineState.STARTING)
         try:
-            prepare_directories(self._home, self._paths)
-            config = self.config
-            if not self._paths.config.exists():
-                write_config(self._paths.config, default_config(self._settings))
-            image = await self.prepare_image(self._report)
-            running = self._assemble(*await self._bringup.boot(config, image))
+            with self.timeline.recorded(self._paths.timeline):
+                prepare_directories(self._home, self._paths)
+                config = self.config
+                if not self._paths.config.exists():
+                    write_config(self._paths.config, default_config(self._settings))
+                image = await self.prepare_image(self._report)
+                running = self._assemble(*await self._bringup.boot(config, image))
         except asyncio.CancelledError:  # by `stop`, which waits for the end of it
             self._forget_record()
             self._move(MachineState.STOPPED)
@@ -454,6 +457,7 @@ class Machine:
                 logger.exception("a listener of machine %s", self.name)
 
     def _report(self, phase: str, done: int, total: int) -> None:
+        self.timeline.phase(phase)
         for progress in tuple(self._progress):
             progress(phase, done, total)
 
