@@ -28,6 +28,7 @@ _NLM_F_ACK: Final = 0x4
 _NLM_F_REPLACE: Final = 0x100
 _NLM_F_CREATE: Final = 0x400
 _IFF_UP: Final = 0x1
+_IFLA_ADDRESS: Final = 1
 _IFLA_MTU: Final = 4
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
@@ -61,6 +62,19 @@ def link_up(index: int, mtu: int | None = None) -> bytes:
     if mtu is not None:
         body += _attribute(_IFLA_MTU, struct.pack("=I", mtu))
     return _request(_RTM_NEWLINK, 0, body)
+
+
+def set_mac(index: int, mac: str) -> bytes:
+    """Give a link that is down another hardware address.
+
+    Raises:
+        ValueError: not six bytes in hex.
+    """
+    address = bytes.fromhex(mac.replace(":", ""))
+    if len(address) != 6:
+        raise ValueError(f"{mac!r} is not a hardware address")
+    body = struct.pack("=BxHiII", 0, 0, index, 0, 0)
+    return _request(_RTM_NEWLINK, 0, body + _attribute(_IFLA_ADDRESS, address))
 
 
 def add_address(index: int, address: str, prefix: int) -> bytes:
