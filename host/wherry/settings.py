@@ -21,6 +21,7 @@ _ENVIRONMENT = {
     "default_machine": "WHERRY_MACHINE",
     "insecure_registries": "WHERRY_INSECURE_REGISTRIES",
 }
+_CHOICES = {"userns": ("host", "private")}
 _NUMBERS = ("cpus", "memory_mib", "disk_gib", "image_limit_gib")
 
 
@@ -39,6 +40,7 @@ class Settings:
         registry_ca: `host[:port]` to a PEM file of CAs that its certificate may be signed by.
         image_limit_gib: how much a layer, or an archive of images, may unpack to.
         cpus, memory_mib, disk_gib: the size of a new machine; 0: chosen from the host's.
+        userns: the user namespace of containers that do not say: `host` (none), or `private`.
     """
 
     debian_mirror: str | None = None
@@ -52,6 +54,7 @@ class Settings:
     cpus: int = 0
     memory_mib: int = 0
     disk_gib: int = 64
+    userns: str = "host"
 
 
 def load_settings(file: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -103,6 +106,8 @@ def _checked(file: Path, key: str, value: object) -> object:
     wanted: type = int if key in _NUMBERS else str
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise InvalidInput(f"{file}: {key} must be of type {wanted.__name__}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise InvalidInput(f"{file}: {key} must be one of {', '.join(_CHOICES[key])}")
     return value
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import json
+import tarfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,10 @@ async def start(
     if "uts" in (join or {}):
         del spec["hostname"]
     spec["linux"]["resources"]["devices"] = options.pop("rules", [])
+    spec["process"]["rlimits"] = options.pop("rlimits", [])
+    if users := options.pop("users", None):
+        spec["linux"]["namespaces"].append({"type": "user"})
+        spec["linux"] |= {"uidMappings": users, "gidMappings": users}
     params = {"id": id, "spec": spec, "layers": ["busybox"], **options}
     await machine.link.call("container.start", params)
 
@@ -216,5 +222,64 @@ def test_all_devices_of_the_machine(tmp_path: Path) -> None:
         text = await run(machine, "c1", "ls /dev; ls /dev/pts", all_devices=True)
         assert "kmsg\n" in text or "fuse\n" in text
         assert text.count("ptmx\n") == 2
+
+    drive(tmp_path, scenario)
+
+
+RANGES = [{"containerID": 0, "hostID": 200_000, "size": 65536}]
+
+
+def test_a_user_namespaces_volumes_files_and_devices_are_its_roots(tmp_path: Path) -> None:
+    async def scenario(machine: AgentMachine) -> None:
+        mounts = [
+            volume("mapped"),
+            {"destination": "/dev/shm", "type": "shm", "options": ["size=1m", "mode=1777"]},
+        ]
+        text = await run(
+            machine,
+            "c1",
+            "touch /data/x /dev/shm/x; stat -c '%u:%g %n' /data/x /dev/shm /etc/hosts;"
+            "head -c 2 /dev/mine | wc -c; ulimit -Hn",
+            *mounts,
+            users=RANGES,
+            rlimits=[{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 900}],
+            files={"hosts": "127.0.0.1 me\n"},
+            devices=[{"path": "/dev/zero", "target": "/dev/mine", "permissions": "rwm"}],
+        )
+        assert text.split("\n") == [
+            "0:0 /data/x",
+            "0:0 /dev/shm",
+            "0:0 /etc/hosts",
+            "2",
+            "900",
+            "",
+        ]
+        status = (tmp_path / "data/volumes/mapped/_data/x").stat()
+        assert (status.st_uid, status.st_gid) == (0, 0)  # as any other container finds it
+
+    drive(tmp_path, scenario)
+
+
+def test_cp_sees_owners_as_a_user_namespace_does(tmp_path: Path) -> None:
+    async def scenario(machine: AgentMachine) -> None:
+        script = "echo x >/new; chown 5:6 /new; echo up; exec sleep 100"
+        await start(machine, "c1", script, users=RANGES)
+        stream, _ = await machine.attach("c1")
+        await stream.read(65536)
+        copied = machine.link.open_stream()
+        params = {
+            "id": "c1",
+            "op": "read",
+            "path": "/new",
+            "stream": copied.id,
+            "layers": ["busybox"],
+        }
+        await machine.link.call("container.archive", params)
+        data = await read_all(copied)
+        with tarfile.open(fileobj=io.BytesIO(data[4 + int.from_bytes(data[:4], "big") :])) as tar:
+            (member,) = tar.getmembers()
+        assert (member.name, member.uid, member.gid) == ("new", 5, 6)
+        await machine.link.call("container.kill", {"id": "c1", "signal": 9})
+        await machine.event("container.exit", id="c1")
 
     drive(tmp_path, scenario)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from containers_harness import Machine, StartFailed
+from harness import eventually
 
 pytestmark = pytest.mark.guest
 
@@ -141,3 +144,16 @@ def test_a_missing_subpath_is_an_error_that_names_the_mount(machine: Machine) ->
     data = volume(machine, "poor")
     with pytest.raises(StartFailed, match=r"take .* for a bind mount"):
         run(machine, "busybox", data, "subpath=nothing/here")
+
+
+def test_who_fills_a_volume_first_is_waited_for(machine: Machine) -> None:
+    image(machine, "late")
+    data = volume(machine, "shared")
+    with ThreadPoolExecutor() as pool:
+        parent = os.open(data.parent, os.O_RDONLY)
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        other = pool.submit(run, machine, "late", data, "copyup", command="ls -A /data")
+        eventually("the other one waits", lambda: "->" in Path("/proc/locks").read_text())
+        (data / "first").write_text("")
+        os.close(parent)
+        assert other.result(30) == "first\n"

@@ -179,7 +179,8 @@ class Archives:
         container = self._containers.find(id)
         if container is not None and container.running:
             pidfd: int = _os.pidfd_open(container.pid)
-            return lambda: rootview.enter_running(kernel, pidfd), [pidfd]
+            own_users = _has_user_namespace(container.pid)
+            return lambda: rootview.enter_running(kernel, pidfd, own_users), [pidfd]
         if container is not None and container.alive:
             raise CallError("conflict", f"container {id} is starting or ending: try again")
         rootfs, mounts = self._containers.stopped_root(id, lowers, params.items("mounts", dict))
@@ -188,6 +189,12 @@ class Archives:
         readonly = params.flag("readonly")
         view = rootview.Stopped(rootfs, self._paths.layers, target, mounts, readonly)
         return lambda: rootview.enter_stopped(kernel, view), []
+
+
+def _has_user_namespace(pid: int) -> bool:
+    """Whether it is another one than ours, namespaces(7)."""
+    own, theirs = (os.stat(f"/proc/{it}/ns/user") for it in ("self", pid))
+    return (own.st_dev, own.st_ino) != (theirs.st_dev, theirs.st_ino)
 
 
 # In the child. The root is the container's.

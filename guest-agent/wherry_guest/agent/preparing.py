@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,18 @@ _NOT_DEVICES: Final = ("pts", "shm", "fd", "mqueue", "console")
 _KINDS: Final = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 
 Spec = dict[str, Any]
+
+Owner = tuple[int, int]
+"""A user and a group of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A device node of the machine's, and its `linux.devices[]`, where it is for the container."""
+
+    source: Path
+    device: Spec
+
 
 _os: Final[Any] = os  # names that exist on POSIX only; mypy checks all platforms
 
@@ -83,14 +96,20 @@ class Preparer:
             CallError: `start_failed`, what it refers to is not there. OSError.
         """
         spec = dict(request.spec)
+        owner = root_owner(spec)
         if isinstance(process := spec.get("process"), dict):
             spec["process"] = with_size(process, request.size)
-        mounts = [self._mount(item, container) for item in spec.get("mounts") or []]
-        spec["mounts"] = mounts + self._files(request, container.paths)
+        mounts = [self._mount(item, container, owner) for item in spec.get("mounts") or []]
+        spec["mounts"] = mounts + self._files(request, container.paths, owner or (0, 0))
         linux = dict(spec.get("linux") or {})
         linux["namespaces"] = [self._namespace(item) for item in linux.get("namespaces") or []]
         if request.devices or request.all_devices:
-            self._add_devices(request, linux)
+            nodes = self._add_devices(request, linux)
+            if owner is None:
+                devices = [node.device for node in nodes]
+                linux["devices"] = [*(linux.get("devices") or []), *devices]
+            else:  # nobody makes nodes in a user namespace: the machine's own are mounted
+                spec["mounts"] += [_bound_device(node) for node in nodes]
         spec["linux"] = linux
         return spec
 
@@ -101,12 +120,15 @@ class Preparer:
 
     # Mounts.
 
-    def _mount(self, item: Any, container: Container) -> Any:
+    def _mount(self, item: Any, container: Container, owner: Owner | None) -> Any:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "volume":
-            return self._volume(item, container.has_run)
+            bound = self._volume(item, container.has_run)
+            if owner is not None:  # on the disk root's files are 0's, whatever the mapping
+                bound["options"].append("idmap")
+            return bound
         if kind == "shm":
-            source = self._shm(item, container)
+            source = self._shm(item, container, owner)
             options = [option for option in item.get("options") or [] if "=" not in option]
             return _bind(item, source, options)
         return item
@@ -117,7 +139,7 @@ class Preparer:
             options.remove("copyup")  # what was copied once is the container's to delete
         return _bind(item, self._volumes.data(item.get("source")), options)
 
-    def _shm(self, item: Spec, container: Container) -> Path:
+    def _shm(self, item: Spec, container: Container, user: Owner | None) -> Path:
         """A /dev/shm that containers share; it is the first one's."""
         owner = str(item.get("source") or "")
         if owner.startswith(OF_CONTAINER):
@@ -128,16 +150,21 @@ class Preparer:
         path = container.paths.shm
         self.ended(container.paths)
         path.mkdir(mode=0o700, exist_ok=True)
-        data = ",".join(option for option in item.get("options") or [] if "=" in option)
+        options = [option for option in item.get("options") or [] if "=" in option]
+        if user is not None:
+            options += [f"uid={user[0]}", f"gid={user[1]}"]
+        data = ",".join(options)
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
         self._kernel.mount("shm", os.fspath(path), "tmpfs", flags, data)
         return path
 
-    def _files(self, request: Request, paths: ContainerPaths) -> list[Spec]:
+    def _files(self, request: Request, paths: ContainerPaths, owner: Owner) -> list[Spec]:
         """The mounts of /etc/hosts and its kin."""
         directory, names = paths.run, tuple(request.files)
         for name, text in request.files.items():
             write_file(f"{directory}/{name}", text, 0o644)
+            if owner != (0, 0):
+                _os.chown(f"{directory}/{name}", *owner)
         if request.files_of is not None:
             directory = self._neighbour(request.files_of).paths.run
             names = tuple(name for name in FILES if (directory / name).exists())
@@ -171,23 +198,24 @@ class Preparer:
 
     # Devices.
 
-    def _add_devices(self, request: Request, linux: Spec) -> None:
-        nodes: dict[str, Spec] = {}
+    def _add_devices(self, request: Request, linux: Spec) -> list[_Node]:
+        """The nodes; their rules are added to `linux`."""
+        nodes: dict[str, _Node] = {}
         rules: list[Spec] = []
         if request.all_devices:
-            nodes = {node["path"]: node for node in self._all_devices()}
+            nodes = {node.device["path"]: node for node in self._all_devices()}
         for wanted in request.devices:
             for node in self._wanted_devices(wanted):
-                nodes[node["path"]] = node
-                numbers = {name: node[name] for name in ("type", "major", "minor")}
+                nodes[node.device["path"]] = node
+                numbers = {name: node.device[name] for name in ("type", "major", "minor")}
                 rules.append({"allow": True, **numbers, "access": wanted["permissions"]})
-        linux["devices"] = [*(linux.get("devices") or []), *nodes.values()]
         resources = dict(linux.get("resources") or {})
         if resources.get("devices"):  # none: everything is allowed
             resources["devices"] = [*resources["devices"], *rules]
         linux["resources"] = resources
+        return list(nodes.values())
 
-    def _wanted_devices(self, wanted: Mapping[str, str]) -> Iterator[Spec]:
+    def _wanted_devices(self, wanted: Mapping[str, str]) -> Iterator[_Node]:
         """One node, or all in a directory, as with Docker."""
         source, target = wanted["path"], wanted["target"]
         try:
@@ -201,7 +229,7 @@ class Preparer:
             raise _no_device(source, "not a device node", 0)
         yield from filter(None, found)
 
-    def _all_devices(self) -> Iterator[Spec]:
+    def _all_devices(self) -> Iterator[_Node]:
         for entry in sorted(self._devices.iterdir()):
             if entry.name in _NOT_DEVICES:
                 continue
@@ -212,12 +240,31 @@ class Preparer:
                 yield node
 
 
+def root_owner(spec: Mapping[str, Any]) -> Owner | None:
+    """Who the container's root is in the machine, by its user namespace; None: it has none."""
+    linux = spec.get("linux") or {}
+    kinds = (item.get("type") for item in linux.get("namespaces") or () if isinstance(item, dict))
+    if "user" not in kinds:
+        return None
+    uid, gid = (_of_root(linux.get(name)) for name in ("uidMappings", "gidMappings"))
+    return uid, gid
+
+
+def _of_root(mappings: Any) -> int:
+    """What stands for 0. What is wrong with a mapping is for the spec's own parser to say."""
+    for item in mappings if isinstance(mappings, list) else ():
+        if isinstance(item, dict) and item.get("containerID", 0) == 0:
+            outside = item.get("hostID", 0)
+            return outside if isinstance(outside, int) else 0
+    return 0
+
+
 def _bind(item: Mapping[str, Any], source: Path, options: list[str]) -> Spec:
     bound = [*options, "bind", "rprivate"]
     return {**item, "type": "bind", "source": os.fspath(source), "options": bound}
 
 
-def _nodes(directory: Path, target: str) -> Iterator[Spec | None]:
+def _nodes(directory: Path, target: str) -> Iterator[_Node | None]:
     for entry in sorted(directory.iterdir()):
         if entry.name in _NOT_DEVICES or entry.is_symlink():
             continue
@@ -227,13 +274,13 @@ def _nodes(directory: Path, target: str) -> Iterator[Spec | None]:
             yield _node(entry, f"{target}/{entry.name}")
 
 
-def _node(path: Path, target: str) -> Spec | None:
-    """`linux.devices[]` of a node of the machine's; None for another kind of file."""
+def _node(path: Path, target: str) -> _Node | None:
+    """None for another kind of file."""
     status: Any = path.stat()
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None
-    return {
+    device = {
         "path": target,
         "type": kind,
         "major": _os.major(status.st_rdev),
@@ -242,6 +289,12 @@ def _node(path: Path, target: str) -> Spec | None:
         "uid": status.st_uid,
         "gid": status.st_gid,
     }
+    return _Node(path, device)
+
+
+def _bound_device(node: _Node) -> Spec:
+    mount = {"destination": node.device["path"]}
+    return _bind(mount, node.source, ["nosuid", "noexec"])
 
 
 def _no_device(path: str, reason: str, number: int) -> CallError:

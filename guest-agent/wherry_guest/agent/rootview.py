@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from wherry_guest.core.mounts import open_lock
 from wherry_guest.core.overlay import overlay_options
 from wherry_guest.core.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,
+    CLONE_NEWUSER,
     MNT_DETACH,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
@@ -60,12 +62,20 @@ class Stopped:
     readonly: bool
 
 
-def enter_running(kernel: Kernel, pidfd: int) -> None:
+def enter_running(kernel: Kernel, pidfd: int, own_users: bool) -> None:
     """See what the container's first process sees, in a copy of its mounts. OSError.
 
     What the kernel makes up (/proc, /sys, /dev) is no file of the container's: it is taken away.
+
+    Args:
+        own_users: it has a user namespace, whose root this process becomes: owners are then what
+            the container sees, and nothing is left of the machine's rights.
     """
-    kernel.setns(pidfd, CLONE_NEWNS)
+    kernel.setns(pidfd, CLONE_NEWNS | (CLONE_NEWUSER if own_users else 0))
+    if own_users:
+        kernel.setgroups(())
+        kernel.setgid(0)
+        kernel.setuid(0)
     kernel.unshare(CLONE_NEWNS)
     kernel.mount(None, "/", None, MS_REC | MS_PRIVATE, None)
     for path in _MADE_UP:
@@ -111,7 +121,7 @@ def _mount_volume(kernel: Kernel, root: int, mount: Mapping[str, Any]) -> None:
     except (FileNotFoundError, NotADirectoryError, FileExistsError):
         return
     if "copyup" in options:
-        _populate(kernel, place, found)
+        _populate(kernel, place, found, open_lock(kernel, mount["source"]))
     tree = kernel.open_tree("", False, found)
     readonly = MOUNT_ATTR_RDONLY if "ro" in options else 0
     kernel.mount_setattr(tree, "", False, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | readonly, 0)
@@ -132,7 +142,7 @@ def _make_place(kernel: Kernel, root: int, path: str) -> int:
         return kernel.openat2(root, path, O_PATH, _WITHIN)
 
 
-def _populate(kernel: Kernel, place: int, volume: int) -> None:
+def _populate(kernel: Kernel, place: int, volume: int, lock: int) -> None:
     """As at the container's first start, which this may come before."""
     flags = os.O_RDONLY | _O_DIRECTORY
     try:
@@ -140,6 +150,6 @@ def _populate(kernel: Kernel, place: int, volume: int) -> None:
     except NotADirectoryError:
         return
     target = kernel.openat2(volume, ".", flags, RESOLVE_NO_MAGICLINKS)
-    kernel.copy_contents(source, target)
-    kernel.close(target)
-    kernel.close(source)
+    kernel.copy_contents(source, target, lock)
+    for fd in (target, source, lock):
+        kernel.close(fd)

@@ -84,6 +84,8 @@ class TakeBindSource:
         if options.id_map or self.id_maps is not None:
             self._map_ids(kernel, state, tree)
         state.trees[self.index] = tree
+        if options.copyup:
+            state.locks[self.index] = open_lock(kernel, self.source)
 
     def _map_ids(self, kernel: Kernel, state: State, tree: int) -> None:
         recursive = self.options.id_map == "ridmap"
@@ -141,7 +143,8 @@ class TakeFilesystem:
 class Populate:
     """Fill the tree number `index`, when it is empty, with what the image has at `destination`.
 
-    Stands before every mount: what is copied is the image's.
+    Stands before every mount: what is copied is the image's. Of those who would fill it at the same
+    time one does, the others wait.
     """
 
     index: int
@@ -161,9 +164,16 @@ class Populate:
         except (FileNotFoundError, NotADirectoryError):
             return
         target = kernel.openat2(tree, ".", directory, 0)
-        kernel.copy_contents(source, target)
-        kernel.close(target)
-        kernel.close(source)
+        lock = state.locks[self.index]
+        kernel.copy_contents(source, target, lock)
+        for fd in (target, source, lock):
+            kernel.close(fd)
+
+
+def open_lock(kernel: Kernel, source: str) -> int:
+    """Where those who fill `source` wait for each other: the directory that it is in, since no
+    container gets there, who could keep others from starting."""
+    return kernel.open(source.rpartition("/")[0] or "/", os.O_RDONLY | _O_DIRECTORY)
 
 
 @dataclass(frozen=True, slots=True)

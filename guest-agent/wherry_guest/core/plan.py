@@ -49,6 +49,7 @@ from wherry_guest.core.process import (
     FindProgram,
     NewKeyring,
     NoNewPrivileges,
+    RaiseHardLimit,
     SetOomScore,
     SetRlimit,
     SetSysctl,
@@ -217,6 +218,7 @@ def _with_midwife(
     if (path := namespaces.path("pid")) is not None:
         outside.append(JoinNamespace("pid", path))
     if namespaces.own("user"):
+        outside += [RaiseHardLimit(limit) for limit in spec.process.rlimits]
         outside.append(EnterUserNamespace())
     inside += _container_steps(spec, root, options, layout)
     return Plan(tuple(outside), tuple(inside), "pid" in namespaces.new)
@@ -387,6 +389,8 @@ def exec_plan(
     if score is not None:
         steps.append(SetOomScore(score))
     # The container's processes see this one from now on, and must not look into it.
+    if user_namespace:
+        steps += [RaiseHardLimit(limit) for limit in process.rlimits]
     steps += [SetUmask(_UMASK), HideMemory(), JoinContainer(pidfd, user_namespace)]
     if user_namespace:
         steps.append(BecomeRootInside())

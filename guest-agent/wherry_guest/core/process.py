@@ -85,6 +85,19 @@ class SetRlimit:
 
 
 @dataclass(frozen=True, slots=True)
+class RaiseHardLimit:
+    """With the machine's rights, which the process gives up before its limits are set."""
+
+    limit: Rlimit
+
+    def describe(self) -> str:
+        return f"let {self.limit.name} be {self.limit.hard} (process.rlimits)"
+
+    def execute(self, kernel: Kernel, state: State) -> None:
+        kernel.raise_hard_limit(self.limit.resource, self.limit.hard)
+
+
+@dataclass(frozen=True, slots=True)
 class SetUmask:
     mask: int
 

@@ -63,6 +63,7 @@ class State:
         ask: waits until that one has done what is asked for.
         await_start: says that all is ready, and waits for the word to go on.
         trees: detached mounts, by the index of the mount (or the device's path) they are for.
+        locks: where those who fill the mount of that index wait for each other.
         root: the detached mount that becomes the root.
         user_namespace: the descriptor of the one that will be entered.
         outer_pid: this process's pid as its maker sees it, when it is needed.
@@ -77,6 +78,7 @@ class State:
     ask: Callable[[str], None] = _no_answer
     await_start: Callable[[], None] = _no_start
     trees: dict[int | str, int] = field(default_factory=dict)
+    locks: dict[int, int] = field(default_factory=dict)
     root: int | None = None
     user_namespace: int | None = None
     outer_pid: int = 0
@@ -89,7 +91,11 @@ class State:
     def descriptors(self) -> list[int]:
         """What a forked child needs of it."""
         single = (self.root, self.user_namespace)
-        return [*self.trees.values(), *(fd for fd in single if fd is not None)]
+        return [
+            *self.trees.values(),
+            *self.locks.values(),
+            *(fd for fd in single if fd is not None),
+        ]
 
 
 class Step(Protocol):

@@ -138,6 +138,7 @@ _ALL_SEALS: Final = 0xF  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE
 _NLMSG_ERROR: Final = 2  # uapi/linux/netlink.h
 _NLMSG_HEADER: Final = 16
 _SIGCHLD: Final = 17  # asm-generic/signal.h
+LOCK_EX: Final = 2  # uapi/asm-generic/fcntl.h
 _RLIM_INFINITY: Final = 2**64 - 1  # asm-generic/resource.h: ~0UL
 
 # Names of the standard library that exist on POSIX or Linux only; mypy checks all platforms.
@@ -358,6 +359,13 @@ class Kernel:
         limits = (ctypes.c_ulong * 2)(soft & _RLIM_INFINITY, hard & _RLIM_INFINITY)
         _check(_libc().setrlimit(resource, limits), "setrlimit")
 
+    def raise_hard_limit(self, resource: int, hard: int) -> None:
+        """Let the hard limit be at least `hard`, and the soft one as it is."""
+        limits = (ctypes.c_ulong * 2)()
+        _check(_libc().getrlimit(resource, limits), "getrlimit")
+        if limits[1] < hard & _RLIM_INFINITY:
+            self.setrlimit(resource, limits[0], hard)
+
     def sched_setattr(self, attributes: bytes) -> None:
         """Set the calling process's scheduling from a struct sched_attr."""
         _syscall(_number("sched_setattr"), "sched_setattr", 0, attributes, 0)
@@ -471,8 +479,14 @@ class Kernel:
         _check(_libc().fcntl(fd, _F_ADD_SEALS, ctypes.c_int(_ALL_SEALS)), "fcntl")
         return fd
 
-    def copy_contents(self, source: int, target: int) -> None:
-        """Fill the open directory `target`, if it is empty; see `core.copytree`."""
+    def copy_contents(self, source: int, target: int, lock: int = -1) -> None:
+        """Fill the open directory `target`, if it is empty; see `core.copytree`.
+
+        Args:
+            lock: a descriptor that all who might do so at the same time lock, flock(2).
+        """
+        if lock >= 0 and not os.listdir(target):
+            _check(_libc().flock(lock, LOCK_EX), "flock")
         copy_contents(source, target)
 
     def close(self, fd: int) -> None:

@@ -98,7 +98,7 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "StorageOpt": Rule(None, _empty),
     "Tmpfs": Rule(None, _anything),
     "UTSMode": Rule("", _anything),
-    "UsernsMode": Rule("", _empty),
+    "UsernsMode": Rule("", _anything),
     "ShmSize": Rule(64 * 1024 * 1024, _anything),
     "Sysctls": Rule(None, _anything),
     "Runtime": Rule("wherry", _only("wherry", "runc")),

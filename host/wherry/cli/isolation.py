@@ -32,6 +32,7 @@ FLAGS = [
     click.option("--pid", metavar="MODE", help="host, or container:NAME."),
     click.option("--uts", metavar="MODE", help="host."),
     click.option("--cgroupns", metavar="MODE", help="private (the default) or host."),
+    click.option("--userns", metavar="MODE", help="host, private, auto[:size=N]."),
     click.option("--domainname", help="The container's domain name."),
     click.option("--dns", multiple=True, metavar="IP", help="A name server."),
     click.option("--dns-search", multiple=True, metavar="DOMAIN", help="A search domain."),
@@ -57,6 +58,7 @@ class IsolationFlags:
     pid: str | None = None
     uts: str | None = None
     cgroupns: str | None = None
+    userns: str | None = None
     domainname: str | None = None
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class IsolationFlags:
             "PidMode": self.pid or "",
             "UTSMode": self.uts or "",
             "CgroupnsMode": self.cgroupns or "",
+            "UsernsMode": self.userns or "",
             "Dns": list(self.dns),
             "DnsSearch": list(self.dns_search),
             "DnsOptions": list(self.dns_opt),

@@ -38,6 +38,7 @@ from wherry.engine.signals import SIGKILL, SIGTERM, signal_number
 from wherry.engine.spec import check_isolation
 from wherry.engine.starting import Starter
 from wherry.engine.stopping import Stopper
+from wherry.engine.userns import HOST, id_range
 from wherry.engine.volumes import VolumeTable
 from wherry.errors import (
     Conflict,
@@ -52,7 +53,11 @@ _T = TypeVar("_T")
 
 
 class Containers:
-    """The containers of one machine. `ref` is an id, a name, or a prefix of an id."""
+    """The containers of one machine. `ref` is an id, a name, or a prefix of an id.
+
+    Args:
+        userns: the user namespace of containers that say nothing, `host` or `private`.
+    """
 
     def __init__(
         self,
@@ -62,8 +67,10 @@ class Containers:
         starter: Starter,
         images: Images,
         volumes: VolumeTable,
+        userns: str = HOST,
     ) -> None:
         self._registry = registry
+        self._userns = userns
         self._events = events
         self._guest = guest
         self._starter = starter
@@ -101,6 +108,8 @@ class Containers:
         try:
             # From here to the row nothing awaits: volumes that are found are still there.
             merged, checked = resolved_modes(merged, checked, self.get)
+            everybody = (entry.container for entry in self._registry)
+            ids = id_range(checked, self._userns, self.get, everybody)
             wanted = wanted_mounts(merged, checked, self.get)
             mounts, volumes = self._volumes.provided(wanted)
             container = Container(
@@ -115,6 +124,7 @@ class Containers:
                 layers=tuple(image.diff_ids),
                 platform=str(image.platform),
                 mounts=mounts,
+                id_range=ids,
             )
             return self._registry.add(container, volumes).container
         except WherryError:

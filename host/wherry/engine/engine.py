@@ -123,7 +123,13 @@ class Engine:
         self.copying = Copying(self._registry, self.events, self._guest, volumes)
         starter = Starter(self._registry, self._guest, spec_facts, volumes, self.emulation)
         self.containers = Containers(
-            self._registry, self.events, self._guest, starter, self.images, volumes
+            self._registry,
+            self.events,
+            self._guest,
+            starter,
+            self.images,
+            volumes,
+            userns=settings.userns,
         )
         self.lives = Lives(self._registry, self._guest, starter, self.containers)
         self.sampler = Sampler(self._registry, self._guest)

@@ -81,6 +81,14 @@ class MountPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class IdRange:
+    """`size` users (and groups) of the machine from `first` on: those of a user namespace."""
+
+    first: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """One container.
 
@@ -98,6 +106,7 @@ class Container:
         stopped_by_user: somebody has signalled it since its start.
         health: {status, failing_streak, changes, log} as the agent told last; None: no check.
         oom_kills: processes of its present run that were killed for want of memory.
+        id_range: what its ids from 0 on are in the machine; None: it has no user namespace.
     """
 
     id: str
@@ -123,6 +132,7 @@ class Container:
     stopped_by_user: bool = False
     health: Json | None = None
     oom_kills: int = 0
+    id_range: IdRange | None = None
 
     @property
     def running(self) -> bool:

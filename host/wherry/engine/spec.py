@@ -28,6 +28,7 @@ from wherry.engine.security import (
     seccomp_option,
 )
 from wherry.engine.spec_mounts import runtime_mounts
+from wherry.engine.userns import check_userns, user_namespace
 from wherry.errors import InvalidInput
 
 OCI_VERSION = "1.2.0"
@@ -79,6 +80,7 @@ def check_isolation(config: Mapping[str, Any], host_config: Mapping[str, Any]) -
     """
     adjusted_capabilities(host_config.get("CapAdd") or (), host_config.get("CapDrop") or ())
     check_modes(config, host_config)
+    check_userns(host_config)
     check_devices(host_config)
     check_limits(host_config)
     check_security(host_config)
@@ -133,6 +135,7 @@ def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], 
     """The OCI runtime spec, version 1.2. Raises InvalidInput for an unknown capability."""
     host_config = container.host_config
     own_name = host_config.get("UTSMode") != "host"
+    own_users, mappings = user_namespace(container)
     return {
         "ociVersion": OCI_VERSION,
         "process": _process(container, facts),
@@ -142,7 +145,8 @@ def runtime_spec(container: Container, facts: Facts, directory: Callable[[str], 
         "annotations": _annotations(host_config),
         "mounts": runtime_mounts(container, directory),
         "linux": {
-            "namespaces": namespaces(host_config),
+            "namespaces": namespaces(host_config) + own_users,
+            **mappings,
             "resources": resources(host_config) | {"devices": device_rules(host_config)},
             "sysctl": dict(host_config.get("Sysctls") or {}),
             "maskedPaths": masked_paths(host_config),

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wherry.engine.model import Container, Event, Exec, MountPoint, Status, Volume
+from wherry.engine.model import Container, Event, Exec, IdRange, MountPoint, Status, Volume
 from wherry.errors import StorageError
 
 KEEP_EVENTS = 10_000
@@ -67,13 +67,17 @@ _MIGRATIONS: tuple[str, ...] = (
     -- single facts, such as the boot whose containers were started
     CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
+    """
+    -- [first, size] of the user namespace's ids in the machine
+    ALTER TABLE containers ADD COLUMN id_range TEXT;
+    """,
 )
 
 _CONTAINER_FIELDS = (
     "id", "name", "created_ns", "image", "image_id", "manifest_digest", "config", "host_config",
     "layers", "platform", "mounts", "status", "pid", "exit_code", "error", "oom_killed",
     "started_ns", "finished_ns", "restart_count", "log_bytes", "stopped_by_user", "health",
-    "oom_kills",
+    "oom_kills", "id_range",
 )  # fmt: skip
 _CONTAINER_CHANGES = (
     "name", "status", "pid", "exit_code", "error", "oom_killed", "started_ns", "finished_ns",
@@ -289,6 +293,8 @@ def _container_row(container: Container) -> dict[str, Any]:
         row[name] = json.dumps(row[name])
     row["layers"] = json.dumps(list(container.layers))
     row["mounts"] = json.dumps([asdict(mount) for mount in container.mounts])
+    ids = container.id_range
+    row["id_range"] = None if ids is None else json.dumps([ids.first, ids.size])
     return row
 
 
@@ -301,6 +307,7 @@ def _container(row: dict[str, Any]) -> Container:
         row[name] = json.loads(row[name])
     row["layers"] = tuple(json.loads(row["layers"]))
     row["mounts"] = tuple(_mount_point(item) for item in json.loads(row["mounts"]))
+    row["id_range"] = None if row["id_range"] is None else IdRange(*json.loads(row["id_range"]))
     return Container(**row)
 
 
