@@ -45,6 +45,11 @@ class MachinePaths:
         return self.root / "state.db"
 
     @property
+    def machine_id(self) -> Path:
+        """What tells the guest from its twins (machine-id(5)); a copy must not have it."""
+        return self.root / "machine-id"
+
+    @property
     def data_disk(self) -> Path:
         return self.root / "data.qcow2"
 
@@ -68,6 +73,11 @@ class MachinePaths:
     @property
     def engine_lock(self) -> Path:
         return self.root / "engine.lock"
+
+    @property
+    def engine_record(self) -> Path:
+        """Who the engine is; its modification time is the engine's heartbeat."""
+        return self.root / "engine.json"
 
     @property
     def timeline(self) -> Path:
@@ -174,6 +184,16 @@ class Home:
     def probes(self) -> Path:
         """What was found out about this host's accelerators, per QEMU binary."""
         return self.root / "cache" / "probes.json"
+
+    @property
+    def templates(self) -> Path:
+        """Saved machines that a start restores, a directory each."""
+        return self.root / "cache" / "templates"
+
+    def template_draft(self, key: str) -> MachinePaths:
+        """The files of the machine that becomes the template `key`."""
+        root = self.templates / f"{key}.draft"
+        return MachinePaths(root=root, sockets=_socket_root(root))
 
     @property
     def machines(self) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wherry.machine.argv import VmSpec, qemu_argv
+from wherry.machine.argv import MemoryFile, VmSpec, qemu_argv
 from wherry.machine.find import Qemu
 
 SOCKETS = {
@@ -46,9 +46,11 @@ def test_every_machine_has_nothing_but_what_is_listed(spec: VmSpec) -> None:
         "virtio-serial-pci",
         "virtserialport",
         "virtio-scsi-pci",
+        "pcie-root-port",
         "virtio-blk-pci",
         "virtio-net-pci",
         "virtio-rng-pci",
+        *(["vmgenid"] if spec.qemu.arch == "amd64" else []),
     ]
 
 
@@ -86,7 +88,25 @@ def test_the_data_disk_gives_space_back_and_its_path_may_hold_anything() -> None
     node = json.loads(values(argv, "-blockdev")[0])
     assert node["file"]["filename"] == str(SPEC.data_disk)
     assert (node["discard"], node["detect-zeroes"]) == ("unmap", "unmap")
-    assert "virtio-blk-pci,drive=data,serial=wherry-data" in values(argv, "-device")
+    [disk] = [it for it in values(argv, "-device") if it.startswith("virtio-blk-pci,")]
+    assert {"bus=data-port", "drive=data", "serial=wherry-data"} <= set(disk.split(","))
+
+
+def test_a_machine_for_a_template_differs_in_its_disk_and_where_its_memory_is() -> None:
+    file = MemoryFile(Path("/t/r,am"), shared=True)
+    template = qemu_argv(replace(SPEC, data_disk=None, memory_file=file), SOCKETS)
+    whole = qemu_argv(SPEC, SOCKETS)
+    assert "memory-backend-file,id=ram,size=1024M,mem-path=/t/r,,am,share=on" in template
+    assert "memory-backend-ram,id=ram,size=1024M" in whole
+    assert not values(template, "-blockdev")
+    only_whole = [word for word in whole if word not in template]
+    assert [word.partition(",")[0] for word in only_whole] == [
+        "memory-backend-ram",
+        "-blockdev",
+        values(whole, "-blockdev")[0].partition(",")[0],
+        "virtio-blk-pci",
+    ]
+    assert "-incoming" in qemu_argv(replace(SPEC, incoming=True), SOCKETS)
 
 
 def test_no_port_of_the_host_leads_into_the_guest() -> None:

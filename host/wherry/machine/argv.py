@@ -20,6 +20,12 @@ AGENT_PORT = "wherry.agent"
 
 DATA_DISK_SERIAL = "wherry-data"
 
+DATA_DISK_NODE = "data"
+"""The data disk's block node."""
+
+DATA_PORT = "data-port"
+"""The PCI Express port that the data disk is plugged into, at the start or into a running guest."""
+
 LAYER_BUS = "layers.0"
 """The SCSI bus whose target 0 holds every layer as a LUN."""
 
@@ -28,13 +34,32 @@ GUEST_GATEWAY = "10.0.2.2"
 GUEST_DNS = "10.0.2.3"
 """QEMU's user network (docs/system/devices/net.rst)."""
 
+_MEMORY = "ram"
+
 _MACHINE_TYPE = {"amd64": "q35,vmport=off,smbus=off,sata=off", "arm64": "virt,gic-version=max"}
 """What the guest has no driver for is not there to be probed."""
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """Guest memory that is a mapped file of its size: `shared`: what the guest writes ends up in
+    it; else the file is read only, page by page as the guest touches it, and stays as it is."""
+
+    path: Path
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
-    """Everything that decides how QEMU is started. `cpu`: auto, or a model that was asked for."""
+    """Everything that decides how QEMU is started.
+
+    Attributes:
+        data_disk: None: it is plugged later, or never.
+        cpu: auto, or a model that was asked for.
+        memory_file: None: memory as usual.
+        incoming: do not boot, wait for a saved state.
+        generation: this machine's for ACPI's VM generation id; auto: a random one.
+    """
 
     name: str
     qemu: Qemu
@@ -44,8 +69,11 @@ class VmSpec:
     kernel: Path
     initrd: Path
     cmdline: str
-    data_disk: Path
+    data_disk: Path | None
     cpu: str = "auto"
+    memory_file: MemoryFile | None = None
+    incoming: bool = False
+    generation: str = "auto"
 
 
 def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
@@ -65,17 +93,18 @@ def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
         *_layer_controller(),
         *_data_disk(spec),
         *_network(),
-        *_random(),
+        *_random(spec),
     ]
 
 
 def _board(spec: VmSpec) -> list[str]:
     return [
         *("-name", f"wherry-{spec.name}"),
-        *("-M", _MACHINE_TYPE[spec.qemu.arch]),
+        *("-M", f"{_MACHINE_TYPE[spec.qemu.arch]},memory-backend={_MEMORY}"),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
         "-S",
+        *(("-incoming", "defer") if spec.incoming else ()),
     ]
 
 
@@ -86,7 +115,18 @@ def _processor(spec: VmSpec) -> list[str]:
         *("-cpu", model),
         *("-smp", str(spec.cpus)),
         *("-m", str(spec.memory_mib)),
+        *("-object", _memory(spec)),
     ]
+
+
+def _memory(spec: VmSpec) -> str:
+    """Of one name, however it is made: a saved state knows it by that."""
+    file = spec.memory_file
+    if file is None:
+        return f"memory-backend-ram,id={_MEMORY},size={spec.memory_mib}M"
+    path = os.fspath(file.path).replace(",", ",,")
+    share = "on" if file.shared else "off"
+    return f"memory-backend-file,id={_MEMORY},size={spec.memory_mib}M,mem-path={path},share={share}"
 
 
 def _kernel(spec: VmSpec) -> list[str]:
@@ -129,21 +169,40 @@ def _layer_controller() -> list[str]:
     return ["-device", f"virtio-scsi-pci,id={LAYER_BUS.partition('.')[0]},hotplug=off"]
 
 
-def _data_disk(spec: VmSpec) -> list[str]:
-    node = {
+def data_disk_node(file: Path) -> dict[str, object]:
+    """The data disk for `-blockdev` and blockdev-add."""
+    return {
         "driver": "qcow2",
-        "node-name": "data",
+        "node-name": DATA_DISK_NODE,
         "discard": "unmap",
         "detect-zeroes": "unmap",
-        "file": {
-            "driver": "file",
-            "filename": os.fspath(spec.data_disk),
-            "discard": "unmap",
-        },
+        "file": {"driver": "file", "filename": os.fspath(file), "discard": "unmap"},
     }
+
+
+def data_disk_device() -> dict[str, str]:
+    """The data disk for `-device` and device_add."""
+    return {
+        "driver": "virtio-blk-pci",
+        "id": "data-disk",
+        "bus": DATA_PORT,
+        "drive": DATA_DISK_NODE,
+        "serial": DATA_DISK_SERIAL,
+    }
+
+
+def _data_disk(spec: VmSpec) -> list[str]:
+    port = ["-device", f"pcie-root-port,id={DATA_PORT},chassis=1,slot=1"]
+    if spec.data_disk is None:
+        return port
+    driver, *options = (
+        value if name == "driver" else f"{name}={value}"
+        for name, value in data_disk_device().items()
+    )
     return [
-        *("-blockdev", json.dumps(node)),
-        *("-device", f"virtio-blk-pci,drive=data,serial={DATA_DISK_SERIAL}"),
+        *port,
+        *("-blockdev", json.dumps(data_disk_node(spec.data_disk))),
+        *("-device", ",".join([driver, *options])),
     ]
 
 
@@ -153,8 +212,13 @@ def _network() -> list[str]:
     return ["-netdev", user, "-device", "virtio-net-pci,netdev=net,romfile="]
 
 
-def _random() -> list[str]:
-    return ["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]
+def _random(spec: VmSpec) -> list[str]:
+    """The generation id is in ACPI tables, which the arm64 guest does not get."""
+    generation = ["-device", f"vmgenid,guid={spec.generation}"]
+    return [
+        *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"),
+        *(generation if spec.qemu.arch == "amd64" else ()),
+    ]
 
 
 def _chardev(name: str, chardevs: Mapping[str, str]) -> list[str]:

@@ -106,6 +106,26 @@ class Qmp:
         except TimeoutError as error:
             raise MachineError(f"QEMU did not answer {command} within {timeout:g} s") from error
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """QEMU's, as it said in its greeting."""
+        greeting = self._client.greeting
+        assert greeting is not None, "a connection begins with it"
+        version: Any = greeting.QMP.version["qemu"]  # VersionInfo (qapi/control.json)
+        return int(version["major"]), int(version["minor"])
+
+    async def send_file(self, name: str, descriptor: int) -> None:
+        """Give QEMU an open file, for `fd:NAME`; ours may be closed afterwards.
+
+        Raises:
+            MachineError: as `execute`; also where QEMU is not reached by a Unix socket.
+        """
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU cannot be given a file: {_cause(error)}") from error
+        await self.execute("getfd", {"fdname": name})
+
     async def wait_closed(self) -> None:
         """Return when the connection has ended, for whatever reason."""
         await self._closed.wait()
