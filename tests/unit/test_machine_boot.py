@@ -140,7 +140,7 @@ def test_a_machine_starts_and_its_guest_is_set_up(root: Path) -> None:
         facts = machine.inspect()
         assert (facts["state"], facts["accel"], facts["cpus"]) == ("running", "tcg", 1)
         assert facts["notices"] == ["a note"]
-        assert facts["kernel"] == str(world.image / "fast-kernel")
+        assert facts["kernel_file"] == str(world.image / "fast-kernel")
         record = json.loads((Path(facts["directory"]) / "qemu.json").read_text())
         assert record["ready"]
         assert record["identity"]["pid"] == facts["pid"]

@@ -6,7 +6,7 @@ The public functions; what they do is in docs/vm-image.md.
 from __future__ import annotations
 
 from .agent import agent_cpio
-from .build import LockChange, build_image, refresh_lock
+from .build import LockChange, build_image, check_kernel, refresh_lock
 from .errors import VmImageError
 from .image import VmImage
 from .kernels import KernelChoice, parse_kernel
@@ -18,6 +18,7 @@ __all__ = [
     "VmImageError",
     "agent_cpio",
     "build_image",
+    "check_kernel",
     "parse_kernel",
     "refresh_lock",
 ]

@@ -19,7 +19,7 @@ from .deb import Member, data_members
 from .elf import is_elf, needed
 from .errors import DependencyError, FormatError
 from .localkernel import LocalKernel
-from .modules import ModuleSource, modprobe_indexes
+from .modules import ModuleSource, modprobe_indexes, require_modules
 from .tree import DIRECTORY, Node, Tree, char_device, regular, symlink
 
 MODULES_FILE = "/etc/wherry/modules"
@@ -240,11 +240,7 @@ def _add_modules(root: Tree, config: ImageConfig, kernel: _Kernel) -> tuple[str,
     version = kernel.version
     prefix = f"/usr/lib/modules/{version}/"
     source = ModuleSource(kernel.modules)
-    if lacking := source.missing(config.modules):
-        raise DependencyError(
-            f"kernel {version} has {', '.join(lacking)} neither built in nor as a module",
-            hint="linuxkit.yml has PID 1 load it: build the kernel with it, or take another one",
-        )
+    require_modules(source, config.modules, version)
     absent = source.missing(config.available_modules)
     available = [name for name in config.available_modules if name not in absent]
     loaded = source.load_order(config.modules)

@@ -14,16 +14,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .archive import ARCHITECTURES
 from .config import BUSYBOX_BINARY, BUSYBOX_PACKAGE, ImageConfig, parse_config
 from .errors import ConfigError, LockError, PackageGone, StorageError
 from .image import VmImage, find_image, image_directory
 from .kernels import SHIPPED, KernelChoice
-from .localkernel import LocalKernel, open_kernel
 from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock
 from .mirror import Mirror, mirrors
 from .progress import Progress, nobody_watches
+
+if TYPE_CHECKING:
+    from .localkernel import LocalKernel
 
 CONFIG_NAME = "linuxkit.yml"
 
@@ -85,6 +88,20 @@ def build_image(
     return build.make(lock, files, inputs.directory(out, lock))
 
 
+def check_kernel(arch: str, kernel: KernelChoice) -> None:
+    """Look at what a choice names, without building anything.
+
+    Raises:
+        VmImageError: the kernel, its modules or the linuxkit.yml is not there or not usable.
+    """
+    inputs = _Inputs.read(arch, None, kernel, ())
+    settings = inputs.settings()
+    if (local := inputs.local) is not None:
+        from .modules import ModuleSource, require_modules
+
+        require_modules(ModuleSource(local.modules()), settings.modules, local.version)
+
+
 def refresh_lock(
     *,
     arch: str,
@@ -143,7 +160,7 @@ class _Inputs:
             text = file.read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-        local = open_kernel(kernel.image, kernel.modules, arch) if kernel.image else None
+        local = _open_local(kernel, arch)
         directories = (*locks, shipped(f"{arch}.lock").parent)
         files = [_lock_file(directory, arch, kernel.label) for directory in directories]
         found = sorted(_read_locks(arch, files), key=lambda lock: lock.timestamp, reverse=True)
@@ -256,6 +273,14 @@ class _Build:
         if image is None:
             raise StorageError(f"{directory} was removed while it was written", hint="try again")
         return replace(image, notices=tuple(self.notices))
+
+
+def _open_local(kernel: KernelChoice, arch: str) -> LocalKernel | None:
+    if kernel.image is None:
+        return None
+    from .localkernel import open_kernel  # with the archive formats, for the few who have one
+
+    return open_kernel(kernel.image, kernel.modules, arch)
 
 
 def _lock_file(directory: Path, arch: str, label: str) -> Path:

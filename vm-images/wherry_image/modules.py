@@ -142,6 +142,15 @@ class ModuleSource:
         return self._data[name]
 
 
+def require_modules(source: ModuleSource, wanted: Iterable[str], version: str) -> None:
+    """Raises DependencyError when `wanted` are not all built in or there."""
+    if lacking := source.missing(wanted):
+        raise DependencyError(
+            f"kernel {version} has {', '.join(lacking)} neither built in nor as a module",
+            hint="PID 1 loads what linuxkit.yml names: build the kernel with it, or take another",
+        )
+
+
 def modprobe_indexes(modules: Sequence[Module]) -> dict[str, bytes]:
     """modules.dep and modules.alias (modules.dep(5), depmod(8)), in their text form, for
     `modules`."""

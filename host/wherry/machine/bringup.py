@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from wherry.errors import AgentError, LinkError, MachineError, WherryError
+from wherry.errors import AgentError, LinkError, MachineError, StorageError, WherryError
 from wherry.link import open_link, unix_socket
 from wherry.machine.accel import AccelChoice, choose_accel
 from wherry.machine.adopt import find_running
@@ -25,9 +25,10 @@ from wherry.machine.boot import (
     start_qemu,
 )
 from wherry.machine.config import MachineConfig
-from wherry.machine.disk import create_disk
+from wherry.machine.disk import ensure_disk
 from wherry.machine.endpoints import Endpoints, Inherited
 from wherry.machine.find import Qemu, find_qemu
+from wherry.machine.growing import fill_disk_of
 from wherry.machine.guest import LinkPort, fetch_bytecode, peer_digest, replace_agent, set_up
 from wherry.machine.image import prepare_image
 from wherry.machine.initrd import BootFiles
@@ -104,9 +105,10 @@ class Bringup:
         try:
             self.report("disk", PHASES.index("disk"), len(PHASES))
             await set_up(link, self.name)
+            await self._fill_disk(link)
             self.report("ready", PHASES.index("ready"), len(PHASES))
             await self._keep_bytecode(link, files)
-            vm.record = replace(vm.record, ready=True)
+            vm.record = replace(vm.record, ready=True, config=asdict(config))
             write_record(self.paths.qemu_record, vm.record)
         except BaseException:
             await link.aclose()
@@ -140,8 +142,7 @@ class Bringup:
         choice = self.tools.choose_accel(qemu, config.accel, self.home.probes)
         if choice.note is not None:
             self.notice(choice.note)
-        if not self.paths.data_disk.exists():
-            create_disk(self.paths.data_disk, config.disk_gib * _GIB)
+        ensure_disk(self.paths.data_disk, config.disk_gib * _GIB)
         return VmSpec(
             name=self.name,
             qemu=qemu,
@@ -154,6 +155,13 @@ class Bringup:
             data_disk=self.paths.data_disk,
             cpu=config.cpu,
         )
+
+    async def _fill_disk(self, link: LinkPort) -> None:
+        """The disk was made larger while the machine was off, or a power cut came between."""
+        try:
+            await fill_disk_of(link, self.paths.data_disk)
+        except (LinkError, StorageError) as error:
+            self.notice(f"the data disk stays as large as it was: {error}")
 
     async def _keep_bytecode(self, link: LinkPort, files: BootFiles) -> None:
         """Once per image and agent, before any container runs: PID 1 will execute it."""

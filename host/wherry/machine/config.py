@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from wherry.errors import Conflict, InvalidInput, NotFound, StorageError
 from wherry.machine.accel import ACCELERATORS, host_arch
@@ -110,21 +112,29 @@ def read_config(file: Path) -> MachineConfig | None:
         InvalidInput: it has a value that is not possible.
     """
     try:
-        data = json.loads(file.read_bytes())
-        known = fields(MachineConfig)
-        return MachineConfig(
-            **{
-                field.name: data[field.name]
-                for field in known
-                if field.name in data or field.default is MISSING  # an older version's file
-            }
-        )
+        return config_from_json(json.loads(file.read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{file} is damaged ({error})", hint="correct it, or remove it to get the defaults"
         ) from error
+
+
+def config_from_json(data: Mapping[str, Any]) -> MachineConfig:
+    """The inverse of `asdict`; fields that an older version did not know have their defaults.
+
+    Raises:
+        KeyError, TypeError: it is not one's data.
+        InvalidInput: it has a value that is not possible.
+    """
+    return MachineConfig(
+        **{
+            field.name: data[field.name]
+            for field in fields(MachineConfig)
+            if field.name in data or field.default is MISSING
+        }
+    )
 
 
 def write_config(file: Path, config: MachineConfig) -> None:

@@ -109,6 +109,18 @@ def enlarge_disk(path: Path, size: int) -> bool:
     return True
 
 
+def ensure_disk(path: Path, size: int) -> None:
+    """A disk of at least `size` bytes at `path`: made, enlarged, or left as it is.
+
+    Raises:
+        StorageError, OSError: as `enlarge_disk` and `create_disk`.
+    """
+    if path.exists():
+        enlarge_disk(path, size)
+    else:
+        create_disk(path, size)
+
+
 def create_disk(path: Path, size: int) -> None:
     """Make a new sparse disk image of `size` bytes. It is there whole or not at all.
 

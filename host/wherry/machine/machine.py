@@ -11,23 +11,25 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from wherry.errors import AgentError, LinkError, MachineError, WherryError
+from wherry.errors import AgentError, Conflict, LinkError, MachineError, WherryError
 from wherry.machine.boot import Progress, RunningQemu
 from wherry.machine.bringup import Bringup, Tools
+from wherry.machine.changing import Change, Configuration
 from wherry.machine.config import (
     MachineConfig,
     check_name,
-    default_config,
     prepare_directories,
-    read_config,
     write_config,
 )
+from wherry.machine.growing import apply_at_once
 from wherry.machine.guest import LinkPort
 from wherry.machine.image import upgrade_image
+from wherry.machine.inspecting import configuration_facts, running_facts
 from wherry.machine.layers import LayerDisk, LayerPool
 from wherry.machine.timeline import Recorder
 from wherry.paths import Home
@@ -111,6 +113,10 @@ class Machine:
             report=self._report,
             notice=self._notice,
         )
+        self._configuration = Configuration(
+            home, self._paths, settings, self._tools.find_qemu, self._tools.choose_accel
+        )
+        self._held: str | None = None
         self._link_callbacks: list[Callable[[Any], object]] = []
         self._state_callbacks: list[Callable[[MachineState], object]] = []
 
@@ -129,10 +135,40 @@ class Machine:
 
         `settings.accel` (the environment) wins over the stored accelerator.
         """
-        stored = read_config(self._paths.config) or default_config(self._settings)
+        stored = self._configuration.stored()
         if self._settings.accel != "auto":
             return replace(stored, accel=self._settings.accel)
         return stored
+
+    async def create(self, values: Change) -> None:
+        """Write the configuration of this machine, which has none. Raises as `Configuration`."""
+        await asyncio.to_thread(self._configuration.create, values)
+
+    async def change(self, values: Change) -> None:
+        """Change the configuration: the disk grows at once, all else counts from the next start on.
+
+        Raises:
+            InvalidInput, QemuNotFound, MachineError: a value is wrong; nothing has changed.
+        """
+        config = await asyncio.to_thread(self._configuration.change, values)
+        if (running := self._running) is not None and self._ending is None:
+            running.vm.record = await apply_at_once(
+                running.vm, running.link, config, self._paths.qemu_record
+            )
+
+    @asynccontextmanager
+    async def held(self, doing: str) -> AsyncIterator[None]:
+        """The machine is off and stays off. Args: doing: `is being cloned`. Raises Conflict."""
+        if self._state not in (MachineState.STOPPED, MachineState.FAILED) or self._held:
+            raise Conflict(
+                f"machine {self.name!r} {self._held or f'is {self._state.value}'}",
+                hint=f"wherry machine stop {self.name}",
+            )
+        self._held = doing
+        try:
+            yield
+        finally:
+            self._held = None
 
     def on_link(self, callback: Callable[[Any], object]) -> None:
         """Call `callback(link)` whenever the agent has been reached, also again."""
@@ -176,6 +212,8 @@ class Machine:
             self._progress.append(progress)
         try:
             while self._running is None or self._ending is not None:
+                if self._held is not None:
+                    raise Conflict(f"machine {self.name!r} {self._held}", hint="try again later")
                 if self._ending is not None:
                     await asyncio.shield(self._ending)
                     continue
@@ -281,32 +319,17 @@ class Machine:
 
     def inspect(self) -> dict[str, Any]:
         """Everything about the machine, as JSON. Times in ns since the epoch, memory in MiB."""
-        config = self.config
+        record = self._running.vm.record if self._running else None
         facts: dict[str, Any] = {
             "name": self.name,
             "state": self._state.value,
             "reason": self._reason,
             "notices": list(self.notices),
-            "cpus": config.cpus,
-            "memory_mib": config.memory_mib,
-            "disk_gib": config.disk_gib,
-            "arch": config.arch,
-            "accel": config.accel,
-            "directory": str(self._paths.root),
-            "data_disk": str(self._paths.data_disk),
-            "console_log": str(self._paths.console_log),
-            "api_socket": str(self._paths.api_socket),
-            "rescue_socket": str(self._paths.rescue_socket),
+            **configuration_facts(self.config, self._paths, record),
         }
         if self._running is not None:
-            record = self._running.vm.record
             facts |= {
-                "accel": record.accel,
-                "pid": record.identity.pid,
-                "started_ns": record.started_ns,
-                "image": record.image_key,
-                "qemu": record.argv[0],
-                "kernel": record.argv[record.argv.index("-kernel") + 1],
+                **running_facts(self._running.vm.record),
                 "agent": self._running.link.peer.get("agent"),
                 "layers": len(self._running.layers.attached),
                 "highest_lun": self._running.layers.highest_lun,
@@ -328,7 +351,7 @@ class Machine:
                 prepare_directories(self._home, self._paths)
                 config = self.config
                 if not self._paths.config.exists():
-                    write_config(self._paths.config, default_config(self._settings))
+                    write_config(self._paths.config, self._configuration.stored())
                 image = await self.prepare_image(self._report)
                 running = self._assemble(*await self._bringup.boot(config, image))
         except asyncio.CancelledError:  # by `stop`, which waits for the end of it

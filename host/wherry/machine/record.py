@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class QemuRecord:
         started_ns: when, since the epoch.
         argv: for people.
         ready: the guest was set up; one that was not is of no use to a later engine.
+        config: the MachineConfig that it was started with; None: an older engine started it.
     """
 
     identity: ProcessIdentity
@@ -32,6 +34,7 @@ class QemuRecord:
     started_ns: int
     argv: tuple[str, ...]
     ready: bool = False
+    config: Mapping[str, Any] | None = None
 
 
 def write_record(file: Path, record: QemuRecord) -> None:

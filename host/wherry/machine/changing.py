@@ -1,0 +1,199 @@
+"""A machine's configuration made and changed: checked against this host before it is written.
+
+Blocking; what reaches into a running machine (`growing`) is not here. `check` is where every value
+that a person may get wrong becomes one clear line.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from wherry.errors import Conflict, InvalidInput, MachineError
+from wherry.machine.accel import AccelChoice, candidate
+from wherry.machine.config import MachineConfig, default_config, read_config, write_config
+from wherry.machine.disk import disk_size
+from wherry.machine.find import Qemu
+from wherry.osutil import total_memory
+from wherry.paths import Home, MachinePaths
+from wherry.settings import Settings
+from wherry_image import VmImageError, check_kernel, parse_kernel
+
+_GIB = 1 << 30
+_CPU_HELP_SECONDS = 10.0
+
+Change = Mapping[str, Any]
+"""Field of MachineConfig to value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What is written about one machine.
+
+    Args:
+        find_qemu, choose_accel: as in `bringup.Tools`.
+    """
+
+    home: Home
+    paths: MachinePaths
+    settings: Settings
+    find_qemu: Callable[[str, str | None], Qemu]
+    choose_accel: Callable[[Qemu, str, Path], AccelChoice]
+
+    def stored(self) -> MachineConfig:
+        """As written, else the defaults; a disk that was kept counts with its size."""
+        config = read_config(self.paths.config)
+        if config is not None:
+            return config
+        config = default_config(self.settings)
+        return replace(config, disk_gib=max(config.disk_gib, self._disk_gib()))
+
+    def create(self, values: Change) -> MachineConfig:
+        """Write the configuration of a machine that has none.
+
+        Raises:
+            Conflict: it has one.
+            InvalidInput, QemuNotFound, MachineError: a value is wrong, or does not work here.
+        """
+        if self.paths.config.exists():
+            raise Conflict(f"there is a machine {self.paths.root.name!r} already")
+        base = self.stored()
+        if "disk_gib" not in values:
+            base = replace(base, disk_gib=self._disk_gib() or base.disk_gib)
+        config = changed(base, values)
+        self._check(config, base, always=True)
+        write_config(self.paths.config, config)
+        return config
+
+    def change(self, values: Change) -> MachineConfig:
+        """Write what is changed by `values`; in force from the next start on.
+
+        Raises:
+            InvalidInput, QemuNotFound, MachineError: a value is wrong, or does not work here.
+        """
+        before = self.stored()
+        config = changed(before, values)
+        self._check(config, before, always=False)
+        write_config(self.paths.config, config)
+        return config
+
+    def _disk_gib(self) -> int:
+        """Of the data disk that is there; 0: there is none."""
+        return -(-disk_size(self.paths.data_disk) // _GIB) if self.paths.data_disk.exists() else 0
+
+    def _check(self, config: MachineConfig, before: MachineConfig, *, always: bool) -> None:
+        """Refuse what cannot work on this host; `always`: also what did not change."""
+
+        def new(*names: str) -> bool:
+            return always or any(getattr(config, n) != getattr(before, n) for n in names)
+
+        if config.disk_gib < max(before.disk_gib if not always else 0, self._disk_gib()):
+            have = max(before.disk_gib, self._disk_gib())
+            raise InvalidInput(
+                f"a disk cannot be made smaller: it has {have} GiB",
+                hint="what it holds takes only what it needs on this computer",
+            )
+        if new("memory_mib"):
+            _check_memory(config.memory_mib)
+        if new("arch") and not always and self._disk_gib():
+            raise InvalidInput(
+                "the architecture of a machine that has started once cannot be changed",
+                hint=f"make another: wherry machine create NAME --arch {config.arch}",
+            )
+        if new("arch", "accel", "cpu"):
+            _check_accel(config)
+            qemu = self.find_qemu(config.arch, self.settings.qemu)
+            if config.accel != "auto":
+                self.choose_accel(qemu, config.accel, self.home.probes)
+            if config.cpu != "auto":
+                _check_cpu(qemu, config.cpu)
+        if new("kernel", "modules", "arch"):
+            _check_kernel(config)
+
+
+def changed(config: MachineConfig, values: Change) -> MachineConfig:
+    """`config` with other values.
+
+    Raises:
+        InvalidInput: an unknown field, a value of the wrong type, one that is not possible.
+    """
+    known = {field.name: type(getattr(config, field.name)) for field in fields(MachineConfig)}
+    for name, value in values.items():
+        if name not in known:
+            raise InvalidInput(f"a machine has no {name!r}", hint=f"known: {', '.join(known)}")
+        if type(value) is not known[name]:
+            raise InvalidInput(f"{name} must be of type {known[name].__name__}, not {value!r}")
+    if "kernel" in values and "modules" not in values:
+        values = {**values, "modules": ""}  # they belonged to the kernel before
+    return replace(config, **values)
+
+
+def pending(now: MachineConfig, following: MachineConfig) -> dict[str, dict[str, Any]]:
+    """What the next start changes: field to {"now", "next"}."""
+    before, after = asdict(now), asdict(following)
+    return {
+        name: {"now": before[name], "next": after[name]}
+        for name in before
+        if before[name] != after[name]
+    }
+
+
+def _check_memory(memory_mib: int) -> None:
+    have = total_memory() >> 20
+    if memory_mib > have:
+        raise InvalidInput(
+            f"a machine cannot have {memory_mib} MiB of memory: this computer has {have} MiB"
+        )
+
+
+def _check_accel(config: MachineConfig) -> None:
+    if config.accel in ("auto", "tcg"):
+        return
+    possible = candidate(config.arch)
+    if config.accel != possible:
+        others = "tcg" if possible is None else f"{possible} or tcg"
+        raise InvalidInput(
+            f"{config.accel} cannot run {config.arch} machines on this computer",
+            hint=f"use auto, {others}",
+        )
+
+
+def _check_cpu(qemu: Qemu, cpu: str) -> None:
+    """The model must be one that this QEMU knows; its features are QEMU's to judge."""
+    model = cpu.partition(",")[0]
+    try:
+        done = subprocess.run(
+            [*qemu.command(), "-cpu", "help"],
+            env=qemu.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CPU_HELP_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise MachineError(f"{qemu.binary} does not list its processors: {error}") from error
+    if model not in cpu_models(done.stdout.decode(errors="replace")):
+        raise InvalidInput(
+            f"QEMU has no {qemu.arch} processor {model!r}",
+            hint=f"{qemu.binary.name} -cpu help lists them",
+        )
+
+
+def cpu_models(text: str) -> frozenset[str]:
+    """The models in the output of `qemu-system-* -cpu help`.
+
+    QEMU's x86 lists `x86 NAME  description`, newer ones and ARM's `  NAME`.
+    """
+    lines = [line.split() for line in text.partition("Recognized CPUID flags")[0].splitlines()]
+    words = [line[1] if line[0] == "x86" and len(line) > 1 else line[0] for line in lines if line]
+    return frozenset(words)
+
+
+def _check_kernel(config: MachineConfig) -> None:
+    try:
+        check_kernel(config.arch, parse_kernel(config.kernel, config.modules))
+    except VmImageError as error:
+        raise InvalidInput(error.message, hint=error.hint) from error
