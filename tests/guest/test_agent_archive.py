@@ -392,3 +392,19 @@ def test_removal_ends_what_goes_on(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
 
     drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_a_start_waits_for_the_end_of_an_abandoned_copy(tmp_path: Path, operation: str) -> None:
+    async def scenario(machine: AgentMachine) -> None:
+        await running(machine, "dd if=/dev/zero of=/big bs=1M count=8")
+        await stopped(machine)
+        stream = machine.link.open_stream()
+        params = {"id": "c1", "layers": ["busybox"], "mounts": [], "op": operation, "path": "/"}
+        await machine.link.call("container.archive", {**params, "stream": stream.id})
+        if operation == "read":
+            await stream.read()  # the rest does not fit into what is on its way
+        stream.reset("the client is gone")
+        await machine.start("c1", "true")
+
+    drive(tmp_path, scenario)

@@ -156,6 +156,7 @@ class FakeAgent:
         self.volumes: dict[str, int] = {}
         self.archive_reply = b""
         self.archive_waits = True
+        self.archive_open = False
         self.unacknowledged: list[SimpleNamespace] = []
         self.handler: Callable[[Any], Awaitable[None]] | None = None
         self._ids = itertools.count(1)
@@ -403,7 +404,8 @@ class FakeAgent:
 
         def answer() -> None:
             target.send(self.archive_reply)
-            target.finish()
+            if not self.archive_open:
+                target.finish()
 
         if op == "write" and self.archive_waits:
             target.on_input_end = answer
@@ -586,9 +588,7 @@ class FakeStore:
         self.images.remove(self.resolve(ref))
         return []
 
-    def import_layout(
-        self, directory: Path, name: str, *, platform: str | None = None
-    ) -> Image:
+    def import_layout(self, directory: Path, name: str, *, platform: str | None = None) -> Image:
         self.imported.append((directory, name))
         self.images.append(image(name))
         return self.images[-1]

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.api.copying import go_mode, status_header
+from wherry.engine import stillness
 from wherry.engine.copying import PathStatus, send_entries
 from wherry.errors import InvalidInput, LinkError, NotFound
 from wherry.images.tar import LayerError
@@ -206,6 +207,50 @@ def test_a_stopped_container_is_not_started_or_removed_meanwhile(tmp_path: Path)
         await asyncio.wait_for(world.engine.containers.start("box"), 5)
         async for _ in reading:
             pass
+
+    play(tmp_path, scene)
+
+
+def test_a_copy_that_stands_still_gives_way_to_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stillness, "PATIENCE", 0.02)
+
+    async def scene(world: World) -> None:
+        await world.create("box")
+        world.agent.archive_reply = head(stat=STAT) + b"tar"
+        reading = world.engine.copying.read("box", "/x")
+        await anext(reading)  # and its client asks for nothing more
+        await asyncio.wait_for(world.engine.containers.start("box"), 10)
+        assert world.engine.containers.get("box").running
+        with pytest.raises(LinkError, match="stood still"):
+            async for _ in reading:
+                pass
+        assert not world.engine.containers._registry.find("box").lock.locked()
+
+    play(tmp_path, scene)
+
+
+def test_a_copy_that_goes_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stillness, "PATIENCE", 0.05)
+
+    async def scene(world: World) -> None:
+        await world.create("box")
+        world.agent.archive_reply = head(stat=STAT)
+        world.agent.archive_open = True
+        reading = world.engine.copying.read("box", "/x")
+        await anext(reading)
+        starting = asyncio.ensure_future(world.engine.containers.start("box"))
+        stream = world.agent.streams[world.agent.asked("container.archive")[0]["stream"]]
+        for _ in range(10):
+            stream.send(b"tar")
+            assert await anext(reading) == b"tar"
+            await asyncio.sleep(0.02)
+        assert not starting.done()
+        stream.finish()
+        async for _ in reading:
+            pass
+        await starting
 
     play(tmp_path, scene)
 

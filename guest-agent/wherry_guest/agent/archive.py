@@ -15,10 +15,12 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from wherry_guest.agent import difference, rootview, treetar
 from wherry_guest.agent.calls import Answer, Params
+from wherry_guest.agent.children import sleep
 from wherry_guest.agent.containers import Containers
 from wherry_guest.agent.difference import Change
 from wherry_guest.agent.kernel import big_pipe
@@ -37,6 +39,11 @@ from wherry_guest.loop import Loop
 STAT, READ, WRITE = "stat", "read", "write"
 
 _LENGTH: Final = 4
+
+_ENDING_PAUSE: Final = 0.01
+_ENDING_TRIES: Final = 500
+"""Seconds, and how often: what an abandoned worker is given to unmount and end."""
+
 _MISSING: Final = (errno.ENOENT, errno.ELOOP)
 _O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)
 _O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
@@ -104,12 +111,17 @@ class Archives:
             raise CallError("invalid", f"op {operation!r} is not {STAT}, {READ} or {WRITE}")
         return None
 
-    def check_still(self, id: str) -> None:
-        """Refuse a start while its root is mounted here: two overlays would share a directory.
+    async def until_still(self, id: str) -> None:
+        """Before a start: its root may be mounted here, and two overlays would share a directory.
 
         Raises:
-            CallError: `conflict`.
+            CallError: `conflict`: somebody still reads or writes, or whoever did does not end.
         """
+        for _ in range(_ENDING_TRIES):
+            workers = self._workers.get(id, {}).values()
+            if id not in self._mounted or not all(it.abandoned for it in workers):
+                break
+            await sleep(self._loop, _ENDING_PAUSE)
         if id in self._mounted:
             raise CallError("conflict", f"files of container {id} are being copied")
 
@@ -171,6 +183,7 @@ class Archives:
         if feeder >= 0:
             feeding.append(Stdin(self._loop, feeder, True))
             feeding[0].connect(stream)
+            worker.on_abandon = feeding[0].close  # it waits for what will not come
         self._workers.setdefault(id, {})[holder] = worker
 
     def _view(self, id: str, params: Params, lowers: tuple[str, ...]) -> tuple[Enter, list[int]]:
@@ -193,7 +206,7 @@ class Archives:
 
 def _has_user_namespace(pid: int) -> bool:
     """Whether it is another one than ours, namespaces(7)."""
-    own, theirs = (os.stat(f"/proc/{it}/ns/user") for it in ("self", pid))
+    own, theirs = (Path(f"/proc/{it}/ns/user").stat() for it in ("self", pid))
     return (own.st_dev, own.st_ino) != (theirs.st_dev, theirs.st_ino)
 
 

@@ -261,7 +261,7 @@ class Agent:
 
     async def _start_container(self, params: Params) -> Answer:
         if self._archives is not None:
-            self._archives.check_still(params.identifier("id"))
+            await self._archives.until_still(params.identifier("id"))
         return await self._containers.start(params)
 
     def _remove_container(self, params: Params) -> Answer:

@@ -40,6 +40,10 @@ class Worker:
     Args:
         on_end: called once, when the child is gone and the stream is over.
         keep: descriptors that the job uses; the caller's ends stay the caller's.
+
+    Attributes:
+        abandoned: nobody wants the rest: its end is near.
+        on_abandon: called then, for a job that reads from somewhere and would wait there.
     """
 
     def __init__(
@@ -55,7 +59,8 @@ class Worker:
         self._stream = stream
         self._on_end = on_end
         self._complaint = b""
-        self._abandoned = False
+        self.abandoned = False
+        self.on_abandon: Callable[[], None] = lambda: None
         self._output, writer = big_pipe()
         self._errors, errors = _os.pipe2(_os.O_CLOEXEC | _os.O_NONBLOCK)
         pid = os.fork()  # type: ignore[attr-defined, unused-ignore]  # POSIX only
@@ -73,12 +78,13 @@ class Worker:
 
     def abandon(self, reason: str) -> None:
         """Nobody wants the rest: the child ends at its next write."""
-        if self._abandoned or self._output < 0:
+        if self.abandoned or self._output < 0:
             return
-        self._abandoned = True
+        self.abandoned = True
         if reason:
             self._stream.reset(reason)
         self._close_output()
+        self.on_abandon()
 
     def kill(self) -> None:
         """End the child at once: for a job that leaves nothing to be undone."""
@@ -111,10 +117,10 @@ class Worker:
         complaint = os.read(self._errors, _COMPLAINT_BYTES)
         os.close(self._errors)
         code = os.waitstatus_to_exitcode(status)
-        if not self._abandoned and code:
+        if not self.abandoned and code:
             words = complaint.decode("utf-8", "replace")
             self._stream.reset(words or f"the process that reads the files ended with {code}")
-        elif not self._abandoned:
+        elif not self.abandoned:
             self._stream.end()
         self._on_end()
 

@@ -19,6 +19,7 @@ from wherry.engine.guest import START_TIMEOUT, Guest
 from wherry.engine.ports import StreamPort
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.spec_mounts import runtime_mounts
+from wherry.engine.stillness import CountedStream, Hold, giving_way
 from wherry.engine.volumes import VolumeTable
 from wherry.errors import InvalidInput, LinkError, NotFound, WherryError
 from wherry.images.compress import decompress
@@ -151,7 +152,7 @@ class Copying:
         """
         container = entry.container
         holder = f"archive:{container.id}:{next(self._numbers)}"
-        async with _still(entry), _reading(entry):
+        async with _still(entry) as hold, _reading(entry):
             container = entry.container
             mounts = runtime_mounts(container, self._directory)
             params: dict[str, Any] = {
@@ -164,11 +165,12 @@ class Copying:
             }
             try:
                 link, params["layers"] = await self._guest.prepare(container, holder)
-                stream = link.open_stream()
+                stream = CountedStream(link.open_stream())
                 try:
                     params["stream"] = stream.id
                     await link.call("container.archive", params, timeout=START_TIMEOUT)
-                    yield _Reply(stream)
+                    async with giving_way(hold, stream):
+                        yield _Reply(stream)
                 finally:
                     stream.reset("nobody goes on")
             except StreamReset as error:
@@ -279,19 +281,18 @@ class _Pieces:
 
 
 @asynccontextmanager
-async def _still(entry: Entry) -> AsyncIterator[None]:
+async def _still(entry: Entry) -> AsyncIterator[Hold]:
     """A container that does not run stays so: whoever starts or removes it waits."""
     await entry.lock.acquire()
-    held = not entry.container.running
-    if not held:
-        entry.lock.release()
+    hold = Hold(entry.lock)
+    if entry.container.running:
+        hold.release()
     try:
         if entry.gone:
             raise NotFound(f"No such container: {entry.container.name}")
-        yield
+        yield hold
     finally:
-        if held:
-            entry.lock.release()
+        hold.release()
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from wherry.engine.exits import Exit
 from wherry.engine.model import Container, ExitStatus, Json, Status, Volume, WaitCondition
 from wherry.engine.policies import probe_command
 from wherry.engine.state import State, Transaction
+from wherry.engine.stillness import Turns
 from wherry.engine.volumes import VolumeTable
 from wherry.errors import Conflict
 
@@ -38,7 +39,7 @@ class Entry:
     """
 
     container: Container
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: Turns = field(default_factory=Turns)
     attachments: set[StreamAttachment] = field(default_factory=set)
     waiters: list[tuple[WaitCondition, asyncio.Future[ExitStatus]]] = field(default_factory=list)
     starting: bool = False
