@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import h11
 
 from wherry import __version__
 from wherry.errors import EngineUnreachable, WherryError
+from wherry.hung import EngineHung, Guard
 from wherry.paths import Home, MachinePaths
 
 READ_SIZE = 256 * 1024
@@ -50,6 +52,7 @@ class Client:
         self.home = home
         self.machine = machine
         self.paths = home.machine(machine)
+        self._guard = Guard(self.paths, machine)
         self._shared: _Http | None = None
 
     def close(self) -> None:
@@ -61,7 +64,7 @@ class Client:
     def running(self) -> bool:
         """True when an engine answers; none is started."""
         try:
-            self._shared = self._shared or _Http(_connect(self.paths))
+            self._shared = self._shared or _Http(_connect(self.paths), self._guard)
         except OSError:
             return False
         return True
@@ -83,12 +86,17 @@ class Client:
         """
         fresh = self._shared is None
         if self._shared is None:
-            self._shared = _Http(self._open())
+            self._shared = _Http(self._open(), self._guard)
         http = self._shared
         try:
             http.send(method, _target(path, query), body, headers)
             status, received = http.response()
             reply = Reply(status, received, b"".join(http.body()))
+        except EngineHung:
+            self.close()
+            if method != "GET":  # it may have been carried out
+                raise
+            return self.request(method, path, query=query, body=body, headers=headers)
         except (ConnectionError, h11.RemoteProtocolError) as error:
             self.close()
             if fresh or method != "GET":  # what may have been carried out is not sent twice
@@ -126,7 +134,7 @@ class Client:
         Args:
             chunks: iterated in another thread; what that raises is raised here.
         """
-        http = _Http(self._open())
+        http = _Http(self._open(), self._guard)
         sender = _Sender(http, chunks)
         try:
             http.begin_upload(method, _target(path, query), content_type)
@@ -150,7 +158,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[bytes]:
         """The answer's body as it arrives, on a connection of its own; the request is sent now."""
-        http = _Http(self._open())
+        http = _Http(self._open(), self._guard)
         try:
             http.send(method, _target(path, query), body, headers)
             status, received = http.response()
@@ -169,7 +177,7 @@ class Client:
         Returns:
             The connected socket, and the bytes that came right behind the answer's head.
         """
-        http = _Http(self._open())
+        http = _Http(self._open(), self._guard)
         try:
             http.send("POST", _target(path, query), body, upgrade=True)
             status, headers = http.response()
@@ -190,6 +198,8 @@ class Client:
             http.close()
 
     def _open(self) -> socket.socket:
+        if self._guard.suspicious():
+            self._guard.settle()
         try:
             return _connect(self.paths)
         except OSError:
@@ -222,9 +232,10 @@ def start_engine(home: Home, machine: str) -> socket.socket:
         except OSError:
             pass  # still none: it is ours to start
         listener = listen_unix(paths.api_socket)
+        command = [sys.executable, "-m", "wherry.engine", "--machine", machine, "--inherited"]
         try:
             spawn_detached(
-                [sys.executable, "-m", "wherry.engine", "--machine", machine, "--inherited"],
+                [*command, "--spawned-ns", str(time.time_ns())],
                 log=paths.engine_log,
                 cwd=home.root,
                 env={**os.environ, "WHERRY_HOME": os.fspath(home.root)},
@@ -240,8 +251,9 @@ def start_engine(home: Home, machine: str) -> socket.socket:
 class _Http:
     """One connection; h11 speaks the protocol."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, guard: Guard) -> None:
         self._socket = connection
+        self._guard = guard
         self._http = h11.Connection(h11.CLIENT)
 
     def send(
@@ -335,6 +347,7 @@ class _Http:
             event = self._http.next_event()
             if event is not h11.NEED_DATA:
                 return event
+            self._guard.wait_readable(self._socket)
             self._http.receive_data(self._socket.recv(READ_SIZE))
 
 

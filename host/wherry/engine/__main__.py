@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from wherry.engine.daemon import run, start_logging
 from wherry.errors import WherryError
-from wherry.machine.config import check_name
 from wherry.osutil import listen_unix
 from wherry.paths import Home
 from wherry.settings import load_settings
@@ -23,15 +22,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--inherited", action="store_true", help="standard input is the listening API socket"
     )
+    parser.add_argument(
+        "--spawned-ns", type=int, help="when this process was started, ns since the epoch"
+    )
     options = parser.parse_args(arguments)
     home = Home.default()
     try:
-        paths = home.machine(check_name(options.machine))
+        paths = home.machine(options.machine)
         start_logging(paths.engine_log)
         settings = load_settings(home.settings_file)
         listener = _inherited() if options.inherited else listen_unix(paths.api_socket)
         with listener:
-            run(home, options.machine, settings, listener)
+            run(home, options.machine, settings, listener, options.spawned_ns)
     except WherryError as error:
         print(f"{error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
         return error.exit_code

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from wherry import __version__
 from wherry.api.server import serve
 from wherry.engine.engine import Engine
+from wherry.machine import Machine
 from wherry.osutil import lock_file, private_directory
+from wherry.osutil.pulse import BEAT_SECONDS, Pulse
 from wherry.paths import Home
 from wherry.settings import Settings
 
@@ -34,8 +37,17 @@ LOG_BYTES = 4 * 1024 * 1024
 LOG_KEPT = 256 * 1024
 
 
-def run(home: Home, machine: str, settings: Settings, listener: socket.socket) -> None:
+def run(
+    home: Home,
+    machine: str,
+    settings: Settings,
+    listener: socket.socket,
+    spawned_ns: int | None = None,
+) -> None:
     """Serve the machine's API on `listener` until a signal or a client asks for the end.
+
+    Args:
+        spawned_ns: when a client started this process, since the epoch.
 
     Raises:
         LockHeld: another engine serves this machine.
@@ -45,19 +57,47 @@ def run(home: Home, machine: str, settings: Settings, listener: socket.socket) -
     private_directory(paths.root)
     with lock_file(paths.engine_lock, timeout=LOCK_SECONDS):
         log.info("engine of machine %s, process %d", machine, os.getpid())
-        asyncio.run(_serve(home, machine, settings, listener))
+        pulse = Pulse(paths.engine_record, __version__)
+        try:
+            asyncio.run(_serve(home, machine, settings, listener, pulse, spawned_ns))
+        finally:
+            pulse.end()
         log.info("engine of machine %s ends", machine)
 
 
-async def _serve(home: Home, machine: str, settings: Settings, listener: socket.socket) -> None:
+async def _serve(
+    home: Home,
+    name: str,
+    settings: Settings,
+    listener: socket.socket,
+    pulse: Pulse,
+    spawned_ns: int | None,
+) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set)
-    engine = await Engine.open(home, machine, settings)
-    engine.on_exit_request = stop.set
+    beating = asyncio.ensure_future(_beat(pulse))  # also while a machine is taken over
     try:
-        await serve(engine, listener, stop)
+        machine = Machine(name, home, settings)
+        engine = await Engine.open(home, name, settings, machine=machine)
+        engine.on_exit_request = stop.set
+        if spawned_ns is not None:
+            machine.timeline.engine_ready(spawned_ns)
+        try:
+            await serve(engine, listener, stop)
+        finally:
+            await engine.aclose()
     finally:
-        await engine.aclose()
+        beating.cancel()
+
+
+async def _beat(pulse: Pulse) -> None:
+    """On the loop, so that it tells whether the loop turns."""
+    while True:
+        try:
+            pulse.beat()
+        except OSError as error:
+            log.warning("there is no heartbeat: %s", error)
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

@@ -1,0 +1,119 @@
+"""What a client does about an engine that is there but does nothing: it is ended, once.
+
+The next connection starts a new engine, which takes the machine over; containers notice nothing.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from wherry.errors import EngineUnreachable
+from wherry.paths import MachinePaths
+
+if TYPE_CHECKING:
+    from wherry.osutil import ProcessIdentity
+
+SUSPICIOUS_SECONDS = 15.0
+"""A heartbeat that is older is watched before anything is asked of the engine."""
+
+LOOK_SECONDS = 2.0
+"""A client that waits for an answer looks so often whether the engine's heart still beats."""
+
+_BEAT_POLL_SECONDS = 0.05
+_LOCK_SECONDS = 30.0
+_END_SECONDS = 5.0
+
+
+class EngineHung(EngineUnreachable):
+    """The engine did not answer and its heart did not beat. It is gone now."""
+
+
+class Guard:
+    """Waits for an engine's answers, not for ever. Cheap until one takes its time."""
+
+    def __init__(self, paths: MachinePaths, machine: str) -> None:
+        self._paths = paths
+        self._machine = machine
+
+    def suspicious(self) -> bool:
+        """Whether the last heartbeat is so old that the engine should be watched first."""
+        try:
+            age = time.time() - self._paths.engine_record.stat().st_mtime
+        except OSError:
+            return False  # an engine that only just starts, or one of a version without a heartbeat
+        return age > SUSPICIOUS_SECONDS
+
+    def settle(self) -> None:
+        """Return when the engine's heart beats, or when there is no engine; a hung one is ended."""
+        from wherry.osutil.pulse import Watch
+
+        watch = Watch(self._paths.engine_record)
+        while self._alive() and not watch.beating:
+            if (process := watch.hung()) is not None:
+                self._end(process)
+                return
+            time.sleep(_BEAT_POLL_SECONDS)
+
+    def wait_readable(self, connection: socket.socket) -> None:
+        """Return when there is something to read.
+
+        Raises:
+            EngineHung: the engine was hung, and is gone.
+        """
+        if _readable(connection, LOOK_SECONDS):
+            return
+        from wherry.osutil.pulse import Watch
+
+        watch = Watch(self._paths.engine_record)
+        while not _readable(connection, LOOK_SECONDS):
+            if (process := watch.hung()) is not None:
+                self._end(process)
+                raise EngineHung(
+                    f"the engine of machine {self._machine!r} was hung and has been ended",
+                    hint="run the command again: a new engine takes the machine over as it is",
+                )
+
+    def _alive(self) -> bool:
+        from wherry.osutil import is_alive
+
+        engine = recorded_engine(self._paths)
+        return engine is not None and is_alive(engine)
+
+    def _end(self, engine: ProcessIdentity) -> None:
+        """End it, unless another client just did; return when it holds nothing any more."""
+        from wherry.osutil import LockHeld, kill, lock_file
+
+        with lock_file(self._paths.start_lock, timeout=_LOCK_SECONDS):
+            holder = recorded_engine(self._paths)
+            if holder != engine:
+                return
+            kill(engine)
+            try:
+                # The lock, not the process: a zombie's threads may still be closing its socket.
+                with lock_file(self._paths.engine_lock, timeout=_END_SECONDS):
+                    pass
+            except LockHeld:
+                raise EngineUnreachable(
+                    f"the engine of machine {self._machine!r} hangs in the kernel and cannot be"
+                    f" ended (process {engine.pid})",
+                    hint="a disk that does not answer is the usual cause; see wherry doctor",
+                ) from None
+
+
+def recorded_engine(paths: MachinePaths) -> ProcessIdentity | None:
+    """The engine that was recorded last, alive or not."""
+    from wherry.osutil.pulse import read_holder
+
+    holder = read_holder(paths.engine_record)
+    return holder.identity if holder else None
+
+
+def _readable(connection: socket.socket, seconds: float) -> bool:
+    if hasattr(select, "poll"):  # no limit on descriptor numbers
+        poller = select.poll()
+        poller.register(connection, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+    return bool(select.select([connection], [], [], seconds)[0])
