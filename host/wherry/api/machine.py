@@ -70,6 +70,11 @@ async def console(engine: Engine, request: Request) -> Response:
     return Response(200, text.encode("utf-8", "replace"), "text/plain; charset=utf-8")
 
 
+async def timeline(engine: Engine, _request: Request) -> Response:
+    """{"starts": [{"began_ns", "kind", "phases": [{"name", "seconds"}], "failed", "reason"}]}."""
+    return json_response({"starts": await asyncio.to_thread(engine.timeline)})
+
+
 async def guest(engine: Engine, _request: Request) -> Response:
     """The agent's `system.info` with figures: counts and memory that must not grow."""
     return json_response(await engine.guest_info())
@@ -93,6 +98,7 @@ TABLE: list[Route] = [
     ("POST", "/wherry/v1/machine/emulators", emulators),
     ("GET", "/wherry/v1/machine/console", console),
     ("GET", "/wherry/v1/machine/guest", guest),
+    ("GET", "/wherry/v1/machine/timeline", timeline),
     ("GET", "/wherry/v1/engine", engine_facts),
     ("POST", "/wherry/v1/engine/stop", engine_stop),
 ]

@@ -7,24 +7,34 @@ import click
 from wherry.cli.lazy import LazyGroup
 
 _MODULES = {
+    "clone": "wherry.cli.machine_create",
     "console": "wherry.cli.machine_look",
+    "create": "wherry.cli.machine_create",
     "inspect": "wherry.cli.machine_look",
     "ls": "wherry.cli.machine_look",
     "rm": "wherry.cli.machine_rm",
+    "set": "wherry.cli.machine_set",
     "start": "wherry.cli.machine_power",
     "stop": "wherry.cli.machine_power",
+    "timeline": "wherry.cli.machine_timeline",
     "upgrade": "wherry.cli.machine_upgrade",
+    "use": "wherry.cli.machine_set",
 }
 """Command to `module`, where it is called `COMMAND_command`, or `module:attribute`."""
 
 _SUMMARIES = {
+    "clone": "Copy a machine that is off",
     "console": "Show the last lines of the machine's serial console",
+    "create": "Make a machine",
     "inspect": "Show everything about a machine, as JSON",
     "ls": "List the machines",
     "rm": "Remove a machine, its containers and its data disk",
+    "set": "Change what a machine has",
     "start": "Start a machine",
     "stop": "Stop a machine and the containers in it",
+    "timeline": "Show where the time of the last starts went",
     "upgrade": "Take the newest signed packages for the VM",
+    "use": "Make a machine the one that commands talk to",
 }
 
 

@@ -41,6 +41,7 @@ from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError
 from wherry.images.store import ImageStore
 from wherry.machine import Machine, MachineState
+from wherry.machine.timeline import read_starts
 from wherry.osutil import private_directory
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -215,6 +216,10 @@ class Engine:
         """See `facts.engine_facts`."""
         home = os.fspath(self._home.root)
         return facts.engine_facts(self.machine_name, home, self._started_ns, self._guest_facts)
+
+    def timeline(self) -> list[Json]:
+        """The machine's last starts, oldest first (`Start.as_json`). Reads a file."""
+        return read_starts(self._home.machine(self.machine_name).timeline)
 
     async def guest_info(self) -> Json:
         """What the agent says of the machine and of itself. Raises MachineError when it is off."""
