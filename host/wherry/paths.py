@@ -8,15 +8,47 @@ directory in the system's temporary folder named after the user and a hash of th
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from wherry.errors import InvalidInput
+
 SOCKET_PATH_LIMIT = 103
 """Bytes that a Unix socket path may have: macOS's sun_path[104] less the NUL."""
 
 _LONGEST_SOCKET_NAME = "rescue.sock"
+
+
+_MACHINE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
+
+
+def is_machine_name(name: str) -> bool:
+    return _MACHINE_NAME.fullmatch(name) is not None
+
+
+def check_machine_name(name: str) -> str:
+    """Raises InvalidInput when `name` cannot be a machine's."""
+    if not is_machine_name(name):
+        raise InvalidInput(
+            f"{name!r} cannot be a machine's name",
+            hint="up to 31 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit",
+        )
+    return name
+
+
+def new_machine_directory(root: Path) -> Path:
+    """Where the directory `root` of a machine is made, until it gets its name."""
+    return root.with_name(f".{root.name}.new")
+
+
+def machine_of_directory(directory: Path) -> str | None:
+    """The name of the machine whose directory that is, or becomes; None: of none."""
+    name = directory.name.removeprefix(".").removesuffix(".new")
+    candidates = (directory.name, name if directory.name == f".{name}.new" else "")
+    return next((found for found in candidates if is_machine_name(found)), None)
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -31,10 +63,15 @@ def default_home(environ: Mapping[str, str] = os.environ) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class MachinePaths:
-    """The files of one machine."""
+    """The files of one machine.
+
+    Attributes:
+        pipe: how the names of its pipes begin, on Windows, which has them instead of sockets.
+    """
 
     root: Path
     sockets: Path
+    pipe: str | None = None
 
     @property
     def config(self) -> Path:
@@ -57,6 +94,11 @@ class MachinePaths:
     def qemu_record(self) -> Path:
         """Pid, start time and command line of the running QEMU."""
         return self.root / "qemu.json"
+
+    @property
+    def keeper_plan(self) -> Path:
+        """What the process that holds QEMU's connections was told, where there is one."""
+        return self.root / "keeper.json"
 
     @property
     def qemu_log(self) -> Path:
@@ -91,12 +133,12 @@ class MachinePaths:
 
     @property
     def api_socket(self) -> Path:
-        """The Docker Engine API."""
-        return self.sockets / "api.sock"
+        """The Docker Engine API: a socket, or a pipe."""
+        return Path(self.pipe) if self.pipe else self.sockets / "api.sock"
 
     def chardev(self, name: str) -> Path:
         """Where QEMU's chardev `name` (qmp, rescue, agent or serial) answers."""
-        return self.sockets / f"{name}.sock"
+        return Path(f"{self.pipe}-{name}") if self.pipe else self.sockets / f"{name}.sock"
 
     @property
     def qmp_socket(self) -> Path:
@@ -193,15 +235,30 @@ class Home:
     def template_draft(self, key: str) -> MachinePaths:
         """The files of the machine that becomes the template `key`."""
         root = self.templates / f"{key}.draft"
-        return MachinePaths(root=root, sockets=_socket_root(root))
+        pipe = pipe_name(root) if sys.platform == "win32" else None
+        return MachinePaths(root=root, sockets=_socket_root(root), pipe=pipe)
 
     @property
     def machines(self) -> Path:
         return self.root / "machines"
 
     def machine(self, name: str) -> MachinePaths:
+        """Raises InvalidInput when `name` cannot be a machine's: it could leave the directory."""
+        check_machine_name(name)
         root = self.machines / name
         return MachinePaths(root=root, sockets=_socket_root(root))
+
+
+def pipe_name(machine_root: Path) -> str:
+    """The pipe of a machine's API: `\\\\.\\pipe\\wherry-NAME-TAG`.
+
+    All users of a host share the names of pipes, so the directory is in it, as a hash.
+    """
+    import hashlib  # see below
+
+    place = os.path.normcase(machine_root.parent)
+    tag = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return rf"\\.\pipe\wherry-{machine_root.name}-{tag}"
 
 
 def _socket_root(machine_root: Path) -> Path:

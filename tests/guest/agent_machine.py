@@ -20,7 +20,7 @@ from typing import Any
 from agent_process import Setting
 from containers_harness import SPEC, cgroup_root, make_busybox, remove_cgroups
 
-from wherry.link import AgentEvent, Link, Stream, StreamReset, open_link, unix_socket
+from wherry.link import AgentEvent, Link, Stream, StreamReset, local_socket, open_link
 from wherry_guest.agent.logfile import HEADER
 
 DEADLINE = 30.0
@@ -155,7 +155,7 @@ async def agent_machine(directory: Path) -> AsyncIterator[AgentMachine]:
     )
     log.close()
     try:
-        link = await open_link(unix_socket(setting.port), deadline=DEADLINE)
+        link = await open_link(local_socket(setting.port), deadline=DEADLINE)
         try:
             yield AgentMachine(setting, process, link)
         finally:

@@ -1,7 +1,7 @@
 """The host's end of the wire protocol: transports and the multiplexer."""
 
 from wherry.link.mux import AgentEvent, Link, open_link
-from wherry.link.serial import unix_socket
+from wherry.link.serial import local_socket
 from wherry.link.stream import Stream, StreamReset
 from wherry.link.transport import Connect, Receiver, Transport, over_socket
 
@@ -13,7 +13,7 @@ __all__ = [
     "Stream",
     "StreamReset",
     "Transport",
+    "local_socket",
     "open_link",
     "over_socket",
-    "unix_socket",
 ]

@@ -11,7 +11,7 @@ import logging
 from wherry.errors import MachineError
 from wherry.machine.boot import RunningQemu
 from wherry.machine.console import Console
-from wherry.machine.endpoints import CHARDEVS
+from wherry.machine.endpoints import forget_sockets
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import QemuRecord, read_record
 from wherry.osutil import is_alive, terminate
@@ -84,5 +84,5 @@ async def _console(paths: MachinePaths) -> Console | None:
 
 
 def _forget(paths: MachinePaths) -> None:
-    for file in (paths.qemu_record, *map(paths.chardev, CHARDEVS)):
-        file.unlink(missing_ok=True)
+    paths.qemu_record.unlink(missing_ok=True)
+    forget_sockets(paths)

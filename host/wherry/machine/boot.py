@@ -16,14 +16,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import sys
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from wherry.errors import BootFailed, LinkError, MachineError, NotImplementedYet
+from wherry.errors import BootFailed, LinkError, MachineError
 from wherry.machine.argv import VmSpec, qemu_argv
 from wherry.machine.console import Console
 from wherry.machine.endpoints import Chardevs, Endpoints, QemuEnded
@@ -41,6 +40,8 @@ PHASES = ("spawned", "kernel", "init", "agent", "disk", "ready")
 
 _CONSOLE_LINES = 12
 _STDERR_LINES = 6
+_STATUS_SECONDS = 0.5
+"""A keeper ends a moment after its QEMU."""
 
 T = TypeVar("T")
 
@@ -53,6 +54,11 @@ class Deadlines:
     kernel: float = 90.0
     init: float = 60.0
     agent: float = 60.0
+    restore: float = 20.0
+    """For loading a saved state, and again for the agent's answer."""
+
+    def times(self, factor: float) -> Deadlines:
+        return Deadlines(**{name: factor * value for name, value in asdict(self).items()})
 
     def of(self, phase: str) -> float:
         return {
@@ -94,7 +100,7 @@ class RunningQemu:
 
     def exit_status(self) -> int | None:
         """None while it runs, or when it is not our child."""
-        return None if self.child is None else exit_status(self.child)
+        return None if self.child is None else exit_status(self.child, within=_STATUS_SECONDS)
 
 
 async def start_qemu(
@@ -110,13 +116,7 @@ async def start_qemu(
 
     Raises:
         BootFailed: phase `spawned`.
-        NotImplementedYet: on Windows, where QEMU must dial out to us instead.
     """
-    if sys.platform == "win32":
-        raise NotImplementedYet(
-            "machines cannot be started on Windows yet",
-            hint="images can be pulled, inspected and saved; run containers under WSL 2",
-        )
     for log in (paths.qemu_log, paths.console_log):
         log.unlink(missing_ok=True)
     record, child = await _to_the_end(
@@ -178,10 +178,10 @@ async def await_agent(
                 raise MachineError(trouble)
         raise MachineError("the guest ended")
     except (MachineError, LinkError, OSError) as error:
-        await _drop(connecting)
-        raise await _failure(vm, paths, phase, error) from error
+        await drop(connecting)
+        raise await failure(vm, paths, phase, error) from error
     except BaseException:
-        await _drop(connecting)
+        await drop(connecting)
         await vm.kill()
         raise
 
@@ -246,7 +246,7 @@ def _spawn(
     return record, spawned.child
 
 
-async def _failure(
+async def failure(
     vm: RunningQemu, paths: MachinePaths, phase: str, error: BaseException
 ) -> BootFailed:
     """Bury QEMU and say what it died of."""
@@ -305,7 +305,8 @@ async def _to_the_end(work: Callable[[], T]) -> T:
         raise
 
 
-async def _drop(task: asyncio.Future[Any]) -> None:
+async def drop(task: asyncio.Future[Any]) -> None:
+    """Cancel it and wait for its end."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

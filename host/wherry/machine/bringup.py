@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from wherry.errors import AgentError, LinkError, MachineError, StorageError, WherryError
-from wherry.link import open_link, unix_socket
+from wherry.link import local_socket, open_link
 from wherry.machine.accel import AccelChoice, choose_accel
 from wherry.machine.adopt import find_running
 from wherry.machine.argv import VmSpec
@@ -26,7 +26,7 @@ from wherry.machine.boot import (
 )
 from wherry.machine.config import MachineConfig
 from wherry.machine.disk import ensure_disk
-from wherry.machine.endpoints import Endpoints, Inherited
+from wherry.machine.endpoints import Endpoints, default_endpoints
 from wherry.machine.find import Qemu, find_qemu
 from wherry.machine.growing import fill_disk_of
 from wherry.machine.guest import LinkPort, fetch_bytecode, peer_digest, replace_agent, set_up
@@ -61,7 +61,7 @@ class Tools:
     agent_digest: Callable[[], str] = source_digest
     open_link: Callable[[Path, float], Awaitable[LinkPort]] | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
-    endpoints: Endpoints = field(default_factory=Inherited)
+    endpoints: Endpoints = field(default_factory=default_endpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,4 +187,4 @@ class Bringup:
     async def _open_link(self, deadline: float) -> LinkPort:
         if self.tools.open_link is not None:
             return await self.tools.open_link(self.paths.agent_socket, deadline)
-        return await open_link(unix_socket(self.paths.agent_socket), deadline=deadline)
+        return await open_link(local_socket(self.paths.agent_socket), deadline=deadline)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 from collections import deque
 from pathlib import Path
+
+from wherry.osutil.local import open_local
 
 CONSOLE_LIMIT = 1 << 20
 _CHUNK = 65536
@@ -81,9 +82,7 @@ class Console:
     @classmethod
     async def connect(cls, socket: Path, file: Path) -> Console:
         """Raises OSError when nobody listens."""
-        if sys.platform == "win32":
-            raise OSError("there are no Unix sockets for asyncio on Windows")
-        reader, writer = await asyncio.open_unix_connection(os.fspath(socket))
+        reader, writer = await open_local(socket)
         return cls(reader, writer, file)
 
     def tail(self) -> list[str]:

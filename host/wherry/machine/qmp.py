@@ -19,8 +19,11 @@ from qemu.qmp import EventListener, QMPClient, QMPError, Runstate
 from qemu.qmp.qmp_client import ExecuteError
 
 from wherry.errors import MachineError
+from wherry.osutil.local import open_local
 
 logger = logging.getLogger(__name__)
+
+_MESSAGE_LIMIT = 64 * 1024 * 1024
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
 """Called with an event's name and data; must not block."""
@@ -59,7 +62,7 @@ class Qmp:
             MachineError: nobody listens, or no greeting within `timeout` seconds (another client
                 is connected: QMP serves one at a time).
         """
-        client = QMPClient("machine")
+        client = _LocalClient("machine")
         client.logger.setLevel(logging.CRITICAL)  # it logs each lost connection; we report them
         try:
             async with asyncio.timeout(timeout):
@@ -162,6 +165,16 @@ class Qmp:
                     handler(name, data if isinstance(data, Mapping) else {})
                 except Exception:  # one handler's bug must not deafen the others
                     logger.exception("handler of QMP event %s", name)
+
+
+class _LocalClient(QMPClient):
+    """Connects as everything of ours does, so that it knows pipes."""
+
+    async def _do_connect(self, address: Any, ssl: Any = None) -> None:
+        # As qemu.qmp's own (0.0.3 to 0.0.6), which knows Unix sockets and TCP.
+        self._set_state(Runstate.CONNECTING)
+        await asyncio.sleep(0)  # those that watch the state see it
+        self._reader, self._writer = await open_local(Path(address), limit=_MESSAGE_LIMIT)
 
 
 def _cause(error: BaseException) -> str:

@@ -51,14 +51,15 @@ def spawn_detached(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
     pass_fds: Sequence[int] = (),
 ) -> int:
     """Start a program that lives on when we end, are interrupted, or lose our terminal.
 
     It gets its own session (POSIX), or no console, a process group of its own and, where allowed, a
     place outside our job object (Windows). Output is appended to `log`; `stdin` is a descriptor to
-    inherit as standard input, by default there is none. The descriptors `pass_fds` keep their
-    numbers in it (POSIX).
+    inherit as standard input, by default there is none, and `stdout` one as standard output. The
+    descriptors `pass_fds` keep their numbers in it (POSIX).
 
     Returns:
         Its pid. While we live, `exit_status(pid)` tells how it ended.
@@ -68,21 +69,24 @@ def spawn_detached(
     """
     with log.open("ab") as output:
         process = _popen(
-            [os.fspath(arg) for arg in argv], stdin, output.fileno(), cwd, env, pass_fds
+            [os.fspath(arg) for arg in argv], (stdin, stdout, output.fileno()), cwd, env, pass_fds
         )
     _children[process.pid] = process
     return process.pid
 
 
-def exit_status(pid: int) -> int | None:
+def exit_status(pid: int, *, within: float = 0.0) -> int | None:
     """How a process that `spawn_detached` of this process started has ended; None while it runs.
 
-    Negative: the signal that ended it.
+    Negative: the signal that ended it. Waits up to `within` seconds for one that is just ending.
 
     Raises:
         KeyError: not started here.
     """
-    return _children[pid].poll()
+    try:
+        return _children[pid].wait(within)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def identify(pid: int) -> ProcessIdentity | None:
@@ -135,20 +139,21 @@ def kill(identity: ProcessIdentity) -> None:
 
 def _popen(
     argv: list[str],
-    stdin: int,
-    output: int,
+    streams: tuple[int, int | None, int],
     cwd: Path | None,
     env: Mapping[str, str] | None,
     pass_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:
+    stdin, stdout, stderr = streams
+    stdout = stderr if stdout is None else stdout
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
         try:
             return subprocess.Popen(
                 argv,
                 stdin=stdin,
-                stdout=output,
-                stderr=output,
+                stdout=stdout,
+                stderr=stderr,
                 cwd=cwd,
                 env=env,
                 creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB,
@@ -157,8 +162,8 @@ def _popen(
             return subprocess.Popen(
                 argv,
                 stdin=stdin,
-                stdout=output,
-                stderr=output,
+                stdout=stdout,
+                stderr=stderr,
                 cwd=cwd,
                 env=env,
                 creationflags=flags,
@@ -166,8 +171,8 @@ def _popen(
     return subprocess.Popen(
         argv,
         stdin=stdin,
-        stdout=output,
-        stderr=output,
+        stdout=stdout,
+        stderr=stderr,
         cwd=cwd,
         env=env,
         pass_fds=pass_fds,

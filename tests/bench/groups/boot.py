@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherry.link import open_link, unix_socket
+from wherry.link import local_socket, open_link
 from wherry.machine import Machine
 from wherry.machine.bringup import Tools
 from wherry.machine.guest import LinkPort
@@ -58,7 +58,7 @@ async def _boot(bench: Bench, home: Home, memory: int, boots: _Boots) -> None:
     said_hello: list[float] = []
 
     async def connect(path: Path, deadline: float) -> LinkPort:
-        link = await open_link(unix_socket(path), deadline=deadline)
+        link = await open_link(local_socket(path), deadline=deadline)
         said_hello.append(time.perf_counter())
         return link
 
