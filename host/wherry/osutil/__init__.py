@@ -1,7 +1,7 @@
 """What differs per operating system, and nothing else: everything above asks here.
 
-Leaf package: imports only the standard library and `wherry.errors`. All functions are synchronous;
-those that wait say so and take a deadline.
+Leaf package: imports only the standard library and `wherry.errors`. All functions are synchronous
+but those of `local`; those that wait say so and take a deadline.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from wherry.osutil.files import (
 )
 from wherry.osutil.host import cpu_count, raise_file_limit, total_memory
 from wherry.osutil.locks import LockHeld, lock_file
+from wherry.osutil.priority import lower_priority
 from wherry.osutil.process import (
     ProcessIdentity,
     exit_status,
@@ -39,6 +40,7 @@ __all__ = [
     "kill",
     "listen_unix",
     "lock_file",
+    "lower_priority",
     "private_directory",
     "raise_file_limit",
     "replace_file",
