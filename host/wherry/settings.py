@@ -23,6 +23,7 @@ _ENVIRONMENT = {
 }
 _CHOICES = {"userns": ("host", "private")}
 _NUMBERS = ("cpus", "memory_mib", "disk_gib", "image_limit_gib")
+_FLAGS = ("template",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Settings:
         registry_ca: `host[:port]` to a PEM file of CAs that its certificate may be signed by.
         image_limit_gib: how much a layer, or an archive of images, may unpack to.
         cpus, memory_mib, disk_gib: the size of a new machine; 0: chosen from the host's.
+        template: whether a start may restore a saved machine, and machines are saved for that.
         userns: the user namespace of containers that do not say: `host` (none), or `private`.
     """
 
@@ -54,6 +56,7 @@ class Settings:
     cpus: int = 0
     memory_mib: int = 0
     disk_gib: int = 64
+    template: bool = True
     userns: str = "host"
 
 
@@ -103,8 +106,8 @@ def _checked(file: Path, key: str, value: object) -> object:
         if isinstance(value, dict) and _all_text([*value, *value.values()]):
             return tuple(value.items())
         raise InvalidInput(f"{file}: {key} must map hosts to files")
-    wanted: type = int if key in _NUMBERS else str
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    wanted: type = int if key in _NUMBERS else bool if key in _FLAGS else str
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InvalidInput(f"{file}: {key} must be of type {wanted.__name__}")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise InvalidInput(f"{file}: {key} must be one of {', '.join(_CHOICES[key])}")

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from wherry.errors import AgentError, LinkError, MachineError, StorageError, WherryError
@@ -30,9 +31,11 @@ from wherry.machine.endpoints import Endpoints, default_endpoints
 from wherry.machine.find import Qemu, find_qemu
 from wherry.machine.growing import fill_disk_of
 from wherry.machine.guest import LinkPort, fetch_bytecode, peer_digest, replace_agent, set_up
+from wherry.machine.identity import read_identity
 from wherry.machine.image import prepare_image
 from wherry.machine.initrd import BootFiles
 from wherry.machine.record import write_record
+from wherry.machine.saved import SavedMachine, can_restore
 from wherry.paths import Home, MachinePaths
 from wherry.settings import Settings
 from wherry_guest.identity import digest as source_digest
@@ -62,6 +65,19 @@ class Tools:
     open_link: Callable[[Path, float], Awaitable[LinkPort]] | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     endpoints: Endpoints = field(default_factory=default_endpoints)
+    bake_after: float = 2.0
+    """Seconds after a boot until a template is made, so that the first commands go undisturbed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A start: what is wanted, and what was prepared for it."""
+
+    config: MachineConfig
+    image: VmImage
+    files: BootFiles
+    spec: VmSpec
+    start: Callable[[VmSpec, MachinePaths], Awaitable[RunningQemu]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,42 +95,89 @@ class Bringup:
     report: Progress
     notice: Callable[[str], None]
 
-    async def boot(self, config: MachineConfig, image: VmImage) -> tuple[RunningQemu, LinkPort]:
+    async def boot(
+        self, config: MachineConfig, image: VmImage, *, template: bool = True
+    ) -> tuple[RunningQemu, LinkPort]:
         """Start QEMU and return when the guest is set up.
+
+        Args:
+            template: restore a saved machine when there is a good one.
 
         Raises:
             QemuNotFound, BootFailed, MachineError, LinkError: nothing runs then.
         """
         if (leftover := await find_running(self.paths)) is not None:
             await leftover.quit()  # `adopt` would have taken it over
-        digest = self.tools.agent_digest()
-        files = BootFiles(image.initrd.parent, image.initrd, digest)
-        spec = await asyncio.to_thread(self._prepare, config, image, files)
+        job = await asyncio.to_thread(self._job, config, image)
         self.report(PHASES[0], 0, len(PHASES))
+        attempt = await self._attempt(job) if template else None
+        if isinstance(attempt, tuple):
+            return attempt
+        vm, link = await self._boot(job)
+        if attempt is not None:
+            await attempt.failed(self.notice)
+        return vm, link
+
+    async def make_template(self, config: MachineConfig, image: VmImage) -> None:
+        """After a start: save a machine like it for the next ones, when there is none yet.
+
+        In the background: what goes wrong is logged.
+        """
+        try:
+            job = await asyncio.to_thread(self._job, config, image)
+            saved = self._saved(job)
+            if saved is None or saved.known():
+                return
+            await asyncio.sleep(self.tools.bake_after)
+            await saved.bake(job.start, self._link_to, self.tools.deadlines)
+        except (WherryError, OSError) as error:
+            logger.warning("no template is made, later starts boot: %s", error)
+
+    async def _attempt(self, job: _Job) -> tuple[RunningQemu, LinkPort] | SavedMachine | None:
+        """Restore. None: there is nothing to restore; a SavedMachine: it did not work."""
+        saved = self._saved(job)
+        claimed = await saved.claim(self.notice) if saved is not None else None
+        if saved is None or claimed is None:
+            return None
+        try:
+            vm, link = await saved.restore(
+                claimed,
+                self.paths,
+                self._open_link(2 * self.tools.deadlines.restore),
+                job.start,
+                self.tools.deadlines.restore,
+                lambda: self.report("restore", 1, len(PHASES)),
+            )
+            await self._finish(vm, link, job)
+        except WherryError as error:
+            saved.doubt(error)
+            return saved
+        finally:
+            saved.release(claimed)
+        return vm, link
+
+    async def _boot(self, job: _Job) -> tuple[RunningQemu, LinkPort]:
         deadlines = self.tools.deadlines
-        vm = await start_qemu(
-            spec,
-            self.paths,
-            image_key=image.key,
-            agent_digest=digest,
-            deadlines=deadlines,
-            endpoints=self.tools.endpoints,
-        )
+        vm = await job.start(job.spec, self.paths)
         opening = self._open_link(deadlines.kernel + deadlines.init + deadlines.agent)
         link = await await_agent(vm, self.paths, opening, deadlines=deadlines, progress=self.report)
+        await self._finish(vm, link, job)
+        return vm, link
+
+    async def _finish(self, vm: RunningQemu, link: LinkPort, job: _Job) -> None:
+        """From an agent that answers to a machine that is ready."""
         try:
             self.report("disk", PHASES.index("disk"), len(PHASES))
-            await set_up(link, self.name)
+            await set_up(link, self.name, read_identity(self.paths.machine_id))
             await self._fill_disk(link)
             self.report("ready", PHASES.index("ready"), len(PHASES))
-            await self._keep_bytecode(link, files)
-            vm.record = replace(vm.record, ready=True, config=asdict(config))
+            await self._keep_bytecode(link, job.files)
+            vm.record = replace(vm.record, ready=True, config=asdict(job.config))
             write_record(self.paths.qemu_record, vm.record)
         except BaseException:
             await link.aclose()
             await vm.quit()
             raise
-        return vm, link
 
     async def adopt(self) -> tuple[RunningQemu, LinkPort] | None:
         """Connect to the guest that an earlier engine left. None: there is none (any more)."""
@@ -136,14 +199,16 @@ class Bringup:
             return None
         return vm, link
 
-    def _prepare(self, config: MachineConfig, image: VmImage, files: BootFiles) -> VmSpec:
+    def _job(self, config: MachineConfig, image: VmImage) -> _Job:
         """What must be there before QEMU starts. Blocking."""
+        digest = self.tools.agent_digest()
+        files = BootFiles(image.initrd.parent, image.initrd, digest)
         qemu = self.tools.find_qemu(config.arch, self.settings.qemu)
         choice = self.tools.choose_accel(qemu, config.accel, self.home.probes)
         if choice.note is not None:
             self.notice(choice.note)
         ensure_disk(self.paths.data_disk, config.disk_gib * _GIB)
-        return VmSpec(
+        spec = VmSpec(
             name=self.name,
             qemu=qemu,
             accel=choice.name,
@@ -155,6 +220,20 @@ class Bringup:
             data_disk=self.paths.data_disk,
             cpu=config.cpu,
         )
+        start = partial(
+            start_qemu,
+            image_key=image.key,
+            agent_digest=digest,
+            deadlines=self.tools.deadlines,
+            endpoints=self.tools.endpoints,
+        )
+        return _Job(config, image, files, spec, start)
+
+    def _saved(self, job: _Job) -> SavedMachine | None:
+        """The template of such starts, made or not; None: they cannot have one, or should not."""
+        if not self.settings.template or not can_restore(job.spec, job.config.link):
+            return None
+        return SavedMachine(self.home, job.spec, job.image)
 
     async def _fill_disk(self, link: LinkPort) -> None:
         """The disk was made larger while the machine was off, or a power cut came between."""
@@ -185,6 +264,9 @@ class Bringup:
             self.notice(f"the running machine keeps its older agent ({error}); restart it")
 
     async def _open_link(self, deadline: float) -> LinkPort:
+        return await self._link_to(self.paths.agent_socket, deadline)
+
+    async def _link_to(self, socket: Path, deadline: float) -> LinkPort:
         if self.tools.open_link is not None:
-            return await self.tools.open_link(self.paths.agent_socket, deadline)
-        return await open_link(local_socket(self.paths.agent_socket), deadline=deadline)
+            return await self.tools.open_link(socket, deadline)
+        return await open_link(local_socket(socket), deadline=deadline)

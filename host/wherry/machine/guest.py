@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from wherry.errors import LinkClosed, LinkError
 from wherry.machine.argv import DATA_DISK_SERIAL, GUEST_ADDRESS, GUEST_DNS, GUEST_GATEWAY
+from wherry.machine.identity import Identity
 from wherry.machine.initrd import BYTECODE_LIMIT
 
 ENTROPY_BYTES = 128
@@ -54,8 +55,13 @@ def peer_digest(link: LinkPort) -> str:
     return digest if isinstance(digest, str) else ""
 
 
-async def set_up(link: LinkPort, hostname: str) -> dict[str, Any]:
-    """What an agent needs before anything else: clock, entropy, network, data disk."""
+async def prepare(link: LinkPort) -> None:
+    """Have all done that is the same for every machine, before a template is saved."""
+    await link.call("system.prepare", {}, timeout=_SETUP_TIMEOUT)
+
+
+async def set_up(link: LinkPort, hostname: str, identity: Identity) -> dict[str, Any]:
+    """What an agent needs before anything else: clock, entropy, identity, network, data disk."""
     return await link.call(
         "system.setup",
         {
@@ -63,7 +69,13 @@ async def set_up(link: LinkPort, hostname: str) -> dict[str, Any]:
             "time_ns": time.time_ns(),
             "entropy": os.urandom(ENTROPY_BYTES).hex(),
             "hostname": hostname,
-            "network": {"address": GUEST_ADDRESS, "gateway": GUEST_GATEWAY, "dns": GUEST_DNS},
+            "machine_id": identity.machine_id,
+            "network": {
+                "address": GUEST_ADDRESS,
+                "gateway": GUEST_GATEWAY,
+                "dns": GUEST_DNS,
+                "mac": identity.mac,
+            },
         },
         timeout=_SETUP_TIMEOUT,
     )

@@ -22,7 +22,6 @@ from wherry.machine.bringup import Bringup, Tools
 from wherry.machine.changing import Change, Configuration
 from wherry.machine.config import (
     MachineConfig,
-    check_name,
     prepare_directories,
     write_config,
 )
@@ -89,7 +88,7 @@ class Machine:
     def __init__(
         self, name: str, home: Home, settings: Settings, *, tools: Tools | None = None
     ) -> None:
-        self.name = check_name(name)
+        self.name = name
         self.notices: list[str] = []
         self.timeline = Recorder()
         self._home = home
@@ -140,9 +139,9 @@ class Machine:
             return replace(stored, accel=self._settings.accel)
         return stored
 
-    async def create(self, values: Change) -> None:
-        """Write the configuration of this machine, which has none. Raises as `Configuration`."""
-        await asyncio.to_thread(self._configuration.create, values)
+    async def create(self, values: Change, disk_from: str | None = None) -> None:
+        """Write the configuration of this machine, which has none. See `Configuration.create`."""
+        await asyncio.to_thread(self._configuration.create, values, disk_from)
 
     async def change(self, values: Change) -> None:
         """Change the configuration: the disk grows at once, all else counts from the next start on.
@@ -200,10 +199,15 @@ class Machine:
         self._enter(running)
         return True
 
-    async def ensure_running(self, progress: Progress | None = None) -> LinkPort:
+    async def ensure_running(
+        self, progress: Progress | None = None, *, template: bool = True
+    ) -> LinkPort:
         """The link of the running machine; started when it is off. Concurrent callers start one.
 
         A caller that is cancelled does not stop the start that others (or later ones) wait for.
+
+        Args:
+            template: restore a saved machine when there is a good one.
 
         Raises:
             QemuNotFound, ImageBuildError, BootFailed, MachineError: it cannot be started.
@@ -218,7 +222,7 @@ class Machine:
                     await asyncio.shield(self._ending)
                     continue
                 if self._starting is None:
-                    self._starting = self._spawn(self._start(), "machine start")
+                    self._starting = self._spawn(self._start(template), "machine start")
                 await asyncio.shield(self._starting)
             return self._running.link
         finally:
@@ -344,7 +348,7 @@ class Machine:
             return ""
         return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""
 
-    async def _start(self) -> LinkPort:
+    async def _start(self, template: bool) -> LinkPort:
         self._move(MachineState.STARTING)
         try:
             with self.timeline.recorded(self._paths.timeline):
@@ -353,7 +357,9 @@ class Machine:
                 if not self._paths.config.exists():
                     write_config(self._paths.config, self._configuration.stored())
                 image = await self.prepare_image(self._report)
-                running = self._assemble(*await self._bringup.boot(config, image))
+                running = self._assemble(
+                    *await self._bringup.boot(config, image, template=template)
+                )
         except asyncio.CancelledError:  # by `stop`, which waits for the end of it
             self._forget_record()
             self._move(MachineState.STOPPED)
@@ -365,6 +371,7 @@ class Machine:
         finally:
             self._starting = None
         self._enter(running)
+        self._spawn(self._bringup.make_template(config, image), "machine template")
         return running.link
 
     def _assemble(self, vm: RunningQemu, link: LinkPort) -> _Running:
