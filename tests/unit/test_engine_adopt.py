@@ -10,6 +10,7 @@ from engine_fakes import World, collect, play, until
 
 from wherry.engine.model import ExitStatus, Status
 from wherry.errors import MachineError
+from wherry.paths import Home
 
 
 def test_running_containers_are_taken_over_with_all_their_output(tmp_path: Path) -> None:
@@ -104,7 +105,9 @@ def test_images_held_for_containers_that_are_gone_are_released(tmp_path: Path) -
     async def scene(world: World) -> None:
         container = await world.create("box")
         (held,) = world.store.held.values()
-        world.store.held |= {"container:m:gone": held, "container:other:x": held, "build:1": held}
+        Home(world.home).machine("other").root.mkdir()
+        others = {"container:other:x": held, "container:no-machine:x": held, "build:1": held}
+        world.store.held |= {"container:m:gone": held, **others}
         await world.kill_engine()
         assert set(world.store.held) == {
             f"container:m:{container.id}",

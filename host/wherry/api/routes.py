@@ -11,6 +11,7 @@ from wherry.api import (
     images,
     lives,
     machine,
+    machines,
     snapshots,
     system,
     upkeep,
@@ -33,6 +34,7 @@ _TABLE: tuple[Route, ...] = (
     *images.TABLE,
     *volumes.TABLE,
     *machine.TABLE,
+    *machines.TABLE,
     *system.POLITE,
     *system.REST,
 )

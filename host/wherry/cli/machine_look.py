@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from wherry.cli.app import App, pass_app
@@ -14,6 +17,9 @@ _COLUMNS = {
     "Arch": "ARCH",
     "CPUs": "CPUS",
     "Memory": "MEMORY",
+    "Disk": "DISK",
+    "Kernel": "KERNEL",
+    "Pending": "NEXT START",
     "Default": "DEFAULT",
 }
 
@@ -34,6 +40,9 @@ def ls_command(app: App, format_: str | None, quiet: bool) -> None:
                 "Arch": facts.get("arch", ""),
                 "CPUs": facts.get("cpus", ""),
                 "Memory": f"{facts['memory_mib']}MiB" if "memory_mib" in facts else "",
+                "Disk": f"{facts['disk_gib']}GiB" if "disk_gib" in facts else "",
+                "Kernel": facts.get("kernel", ""),
+                "Pending": _pending(facts),
                 "Default": "*" if name == app.settings.default_machine else "",
             }
         )
@@ -59,3 +68,9 @@ def console_command(app: App, lines: int, name: str | None) -> None:
     client = existing(app, name)
     reply = client.request("GET", "/wherry/v1/machine/console", query={"lines": lines})
     write_all(1, reply.body)
+
+
+def _pending(facts: Mapping[str, Any]) -> str:
+    """What the next start changes, as in `cpus=4 memory_mib=2048`."""
+    changes = facts.get("pending") or {}
+    return " ".join(f"{name}={change['next']}" for name, change in changes.items())

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import click
 
 from wherry.cli.app import App, pass_app
-from wherry.cli.machines import existing
-from wherry.client import Client
-from wherry.errors import Conflict, WherryError
+from wherry.cli.machines import existing, remove_files, settle
+from wherry.errors import Conflict
 
 
 @click.command("rm")
 @click.option("-f", "--force", is_flag=True, help="Do not ask; stop it when it runs.")
+@click.option(
+    "--keep-disk",
+    is_flag=True,
+    help="Keep containers and volumes; create NAME, or --disk-from NAME, takes them up again.",
+)
 @click.argument("name", required=False)
 @pass_app
-def rm_command(app: App, force: bool, name: str | None) -> None:
+def rm_command(app: App, force: bool, keep_disk: bool, name: str | None) -> None:
     """Remove a machine, its containers and its data disk."""
     client = existing(app, name)
     state = client.request("GET", "/wherry/v1/machine").json()["state"]
@@ -27,29 +28,9 @@ def rm_command(app: App, force: bool, name: str | None) -> None:
             hint=f"wherry machine stop {client.machine}, or use --force",
         )
     if not force:
-        click.confirm(
-            f"Remove machine {client.machine!r}, its containers and its data disk?", abort=True
-        )
-    client.request("POST", "/wherry/v1/machine/stop")
-    client.request("POST", "/wherry/v1/engine/stop")
-    _wait_for_engine(client)
-    for directory in {client.paths.root, client.paths.sockets}:
-        _remove(directory)
+        what = "and keep its data disk" if keep_disk else "its containers and its data disk"
+        click.confirm(f"Remove machine {client.machine!r}, {what}?", abort=True)
+    client.request("POST", "/wherry/v1/machine/remove", query={"keep_disk": keep_disk})
+    settle(client, asked=True)
+    remove_files(client.paths, keep_disk=keep_disk)
     click.echo(client.machine)
-
-
-def _wait_for_engine(client: Client) -> None:
-    """The engine holds its lock until the last moment."""
-    from wherry.osutil import lock_file
-
-    with lock_file(client.paths.engine_lock, timeout=15.0):
-        pass
-
-
-def _remove(directory: Path) -> None:
-    try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise WherryError(f"cannot remove {directory}: {error.strerror}") from error

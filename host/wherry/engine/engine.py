@@ -16,8 +16,9 @@ from typing import Any
 from wherry.build.bootstrap import Sources
 from wherry.build.builtin import builtin_layout
 from wherry.build.emulators import EmulatorSource
-from wherry.engine import adopt, facts
+from wherry.engine import adopt, facts, leases
 from wherry.engine.bootstrapping import Bootstrapper
+from wherry.engine.cloning import Cloner
 from wherry.engine.containers import Containers
 from wherry.engine.copying import Copying
 from wherry.engine.distribution import Distribution
@@ -40,7 +41,7 @@ from wherry.engine.upkeep import Upkeep
 from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError
 from wherry.images.store import ImageStore
-from wherry.machine import Machine, MachineState
+from wherry.machine import Machine, MachineState, machine_names
 from wherry.machine.timeline import read_starts
 from wherry.osutil import private_directory
 from wherry.paths import Home
@@ -102,7 +103,7 @@ class Engine:
             ),
             lambda: self._guest_facts,
         )
-        prefix = f"container:{machine_name}:"
+        prefix = leases.holder_prefix(machine_name)
         self.images = Images(
             store,
             machine,
@@ -142,6 +143,7 @@ class Engine:
             Sources(home.packages, home.image_locks, settings.debian_mirror),
             home.ingest,
         )
+        self.cloner = Cloner(home, machine_name, machine, store, state)
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)
         self._registry.on_removed = self._container_removed
@@ -226,15 +228,27 @@ class Engine:
         link = self._guest.need_link()
         return await link.call("system.info", {"figures": True})
 
+    async def remove_machine(self, keep_disk: bool) -> None:
+        """Stop the machine for good; its files are removed by whoever asked, once this process has
+        ended. With `keep_disk` containers and volumes stay, and the images that they need."""
+        await self.machine.stop()
+        if not keep_disk:
+            await asyncio.to_thread(
+                leases.release_others, self._store, self.machine_name, frozenset()
+            )
+
     def request_exit(self) -> None:
         """Ask the process to end."""
         self.on_exit_request()
 
     async def _adopt(self) -> None:
         known = {entry.container.id for entry in self._registry}
-        await asyncio.to_thread(self.images.release_others, known)
+        await asyncio.to_thread(leases.release_others, self._store, self.machine_name, known)
         containers = [entry.container for entry in self._registry]
-        await asyncio.to_thread(self.images.hold_missing, containers)
+        await asyncio.to_thread(
+            leases.hold_missing, self._store, self.machine_name, containers
+        )
+        await asyncio.to_thread(leases.release_gone, self._store, machine_names(self._home))
         self.machine.on_link(self._link_changed)
         self.machine.on_state(self._state_changed)
         if await self.machine.adopt():

@@ -179,26 +179,6 @@ class Images:
         """The container is gone. Call it in a thread."""
         self._store.release(self._holder_prefix + container_id)
 
-    def hold_missing(self, containers: Iterable[Container]) -> None:
-        """Take leases again that are not there: the store's database was lost and rebuilt. Call it
-        in a thread."""
-        held = set(self._store.holders())
-        for container in containers:
-            holder = self._holder_prefix + container.id
-            if holder in held:
-                continue
-            try:
-                self._store.hold_manifest(holder, container.manifest_digest)
-            except WherryError as error:
-                log.warning("container %s: its image is not held: %s", container.id, error)
-
-    def release_others(self, container_ids: Set[str]) -> None:
-        """Give up what is held for other containers of this machine. Call it in a thread."""
-        for holder in self._store.holders():
-            container_id = holder.removeprefix(self._holder_prefix)
-            if container_id != holder and container_id not in container_ids:
-                self._store.release(holder)
-
     def history(self, image: Image) -> Sequence[Any]:
         return self._store.history(image)
 

@@ -176,6 +176,17 @@ class State:
     def close(self) -> None:
         self._connection.close()
 
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of all that is committed to `path`, which must not exist.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            self._connection.execute("VACUUM INTO ?", (str(path),))
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot copy the machine's state to {path}: {error}") from error
+
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Commit what the block changed, all or nothing. Raises StorageError."""

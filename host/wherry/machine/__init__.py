@@ -7,6 +7,7 @@ from wherry.machine.config import (
     create_machine,
     default_config,
     list_machines,
+    machine_names,
     remove_machine,
 )
 from wherry.machine.layers import LayerDisk
@@ -20,5 +21,6 @@ __all__ = [
     "create_machine",
     "default_config",
     "list_machines",
+    "machine_names",
     "remove_machine",
 ]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from wherry.errors import Conflict, InvalidInput, MachineError
+from wherry.errors import Conflict, InvalidInput, MachineError, NotFound
 from wherry.machine.accel import AccelChoice, candidate
 from wherry.machine.config import MachineConfig, default_config, read_config, write_config
 from wherry.machine.disk import disk_size
@@ -49,21 +49,26 @@ class Configuration:
         if config is not None:
             return config
         config = default_config(self.settings)
-        return replace(config, disk_gib=max(config.disk_gib, self._disk_gib()))
+        return replace(config, disk_gib=max(config.disk_gib, _disk_gib(self.paths.data_disk)))
 
-    def create(self, values: Change) -> MachineConfig:
+    def create(self, values: Change, disk_from: str | None = None) -> MachineConfig:
         """Write the configuration of a machine that has none.
 
+        Args:
+            disk_from: the removed machine whose disk was kept and is going to be this one's.
+
         Raises:
-            Conflict: it has one.
+            Conflict: it has one; there is a machine `disk_from`.
+            NotFound: no disk was kept of `disk_from`.
             InvalidInput, QemuNotFound, MachineError: a value is wrong, or does not work here.
         """
         if self.paths.config.exists():
             raise Conflict(f"there is a machine {self.paths.root.name!r} already")
-        base = self.stored()
-        if "disk_gib" not in values:
-            base = replace(base, disk_gib=self._disk_gib() or base.disk_gib)
-        config = changed(base, values)
+        source = self.paths if disk_from is None else self._kept(disk_from)
+        kept_gib = _disk_gib(source.data_disk)
+        base = default_config(self.settings)
+        config = changed(replace(base, disk_gib=kept_gib or base.disk_gib), values)
+        _check_disk(config.disk_gib, kept_gib)
         self._check(config, base, always=True)
         write_config(self.paths.config, config)
         return config
@@ -76,13 +81,27 @@ class Configuration:
         """
         before = self.stored()
         config = changed(before, values)
+        has_disk = self.paths.data_disk.exists()
+        _check_disk(config.disk_gib, before.disk_gib if has_disk else 0)
+        if config.arch != before.arch and has_disk:
+            raise InvalidInput(
+                "the architecture of a machine that has started once cannot be changed",
+                hint=f"make another: wherry machine create NAME --arch {config.arch}",
+            )
         self._check(config, before, always=False)
         write_config(self.paths.config, config)
         return config
 
-    def _disk_gib(self) -> int:
-        """Of the data disk that is there; 0: there is none."""
-        return -(-disk_size(self.paths.data_disk) // _GIB) if self.paths.data_disk.exists() else 0
+    def _kept(self, name: str) -> MachinePaths:
+        kept = self.home.machine(name)
+        if kept.config.exists():
+            raise Conflict(
+                f"machine {name!r} needs its disk itself",
+                hint=f"wherry machine clone {name} NEW, or wherry machine rm --keep-disk {name}",
+            )
+        if not kept.data_disk.exists():
+            raise NotFound(f"no disk of a machine {name!r} was kept")
+        return kept
 
     def _check(self, config: MachineConfig, before: MachineConfig, *, always: bool) -> None:
         """Refuse what cannot work on this host; `always`: also what did not change."""
@@ -90,19 +109,8 @@ class Configuration:
         def new(*names: str) -> bool:
             return always or any(getattr(config, n) != getattr(before, n) for n in names)
 
-        if config.disk_gib < max(before.disk_gib if not always else 0, self._disk_gib()):
-            have = max(before.disk_gib, self._disk_gib())
-            raise InvalidInput(
-                f"a disk cannot be made smaller: it has {have} GiB",
-                hint="what it holds takes only what it needs on this computer",
-            )
         if new("memory_mib"):
             _check_memory(config.memory_mib)
-        if new("arch") and not always and self._disk_gib():
-            raise InvalidInput(
-                "the architecture of a machine that has started once cannot be changed",
-                hint=f"make another: wherry machine create NAME --arch {config.arch}",
-            )
         if new("arch", "accel", "cpu"):
             _check_accel(config)
             qemu = self.find_qemu(config.arch, self.settings.qemu)
@@ -139,6 +147,19 @@ def pending(now: MachineConfig, following: MachineConfig) -> dict[str, dict[str,
         for name in before
         if before[name] != after[name]
     }
+
+
+def _disk_gib(data_disk: Path) -> int:
+    """Of the data disk that is there; 0: there is none."""
+    return -(-disk_size(data_disk) // _GIB) if data_disk.exists() else 0
+
+
+def _check_disk(wanted_gib: int, present_gib: int) -> None:
+    if wanted_gib < present_gib:
+        raise InvalidInput(
+            f"a disk cannot be made smaller: it has {present_gib} GiB",
+            hint="on this computer it takes only what is stored in it",
+        )
 
 
 def _check_memory(memory_mib: int) -> None:

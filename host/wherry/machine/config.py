@@ -20,7 +20,12 @@ from wherry.osutil import (
     private_directory,
     total_memory,
 )
-from wherry.paths import Home, MachinePaths
+from wherry.paths import (
+    Home,
+    MachinePaths,
+    is_machine_name,
+    machine_of_directory,
+)
 from wherry.settings import Settings
 from wherry_image import VmImageError, parse_kernel
 from wherry_image.kernels import DEFAULT
@@ -29,7 +34,6 @@ _DEFAULT_CPUS = 4
 _DEFAULT_MEMORY_MIB = 4096
 MINIMUM_MEMORY_MIB = 256
 _MAXIMUM_DISK_GIB = 4096
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
 ARCHITECTURES = ("amd64", "arm64")
 
 
@@ -141,23 +145,22 @@ def write_config(file: Path, config: MachineConfig) -> None:
     atomic_write(file, json.dumps(asdict(config), indent=1, sort_keys=True).encode() + b"\n")
 
 
-def check_name(name: str) -> str:
-    """Raises InvalidInput when `name` cannot be a machine's."""
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{name!r} cannot be a machine's name",
-            hint="up to 31 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit",
-        )
-    return name
-
-
 def list_machines(home: Home) -> list[str]:
     """The names of all machines, sorted."""
     try:
         entries = sorted(home.machines.iterdir())
     except FileNotFoundError:
         return []
-    return [entry.name for entry in entries if entry.is_dir() and _NAME.fullmatch(entry.name)]
+    return [entry.name for entry in entries if entry.is_dir() and is_machine_name(entry.name)]
+
+
+def machine_names(home: Home) -> frozenset[str]:
+    """As `list_machines`, with those that are being made."""
+    try:
+        entries = list(home.machines.iterdir())
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(filter(None, map(machine_of_directory, entries)))
 
 
 def create_machine(home: Home, name: str, config: MachineConfig) -> None:
@@ -167,7 +170,7 @@ def create_machine(home: Home, name: str, config: MachineConfig) -> None:
         InvalidInput: not a possible name.
         Conflict: there is one of that name.
     """
-    paths = home.machine(check_name(name))
+    paths = home.machine(name)
     if paths.config.exists():
         raise Conflict(f"there is a machine {name!r} already")
     prepare_directories(home, paths)
@@ -181,7 +184,7 @@ def remove_machine(home: Home, name: str) -> None:
         NotFound: no such machine.
         Conflict: its QEMU runs.
     """
-    paths = home.machine(check_name(name))
+    paths = home.machine(name)
     if not paths.root.is_dir():
         raise NotFound(f"no machine {name!r}", hint="wherry machine ls lists them")
     record = read_record(paths.qemu_record)
