@@ -154,6 +154,7 @@ class FakeAgent:
         self.attach_errors: list[AgentError] = []
         self.hold_start: asyncio.Event | None = None
         self.volumes: dict[str, int] = {}
+        self.written: dict[str, int] = {}
         self.archive_reply = b""
         self.archive_waits = True
         self.archive_open = False
@@ -417,6 +418,12 @@ class FakeAgent:
         self.volumes.pop(name, None)
         return {}
 
+    async def _container_usage(self, ids: list[str], stream: int) -> Any:
+        sizes = {id: self.written[id] for id in ids if id in self.written}
+        self.streams[stream].send(json.dumps(sizes).encode())
+        self.streams[stream].finish()
+        return {}
+
     async def _volume_usage(self, names: list[str], stream: int) -> Any:
         sizes = {name: self.volumes[name] for name in names if name in self.volumes}
         self.streams[stream].send(json.dumps(sizes).encode())
@@ -571,6 +578,8 @@ class FakeStore:
         self.images = list(images)
         self.held: dict[str, Image] = {}
         self.imported: list[tuple[Path, str]] = []
+        self.layer_sizes: dict[str, int] = {}
+        self.upkeep = SimpleNamespace(layer_sizes=lambda: self.layer_sizes)
 
     def resolve(self, ref: str, platform: str | None = None) -> Image:
         for item in self.images:

@@ -20,6 +20,7 @@ from wherry_guest.agent import probes as probes_module
 from wherry_guest.agent.calls import Answer, Coro, Params, at_once, later
 from wherry_guest.agent.containers import Containers
 from wherry_guest.agent.execs import Execs
+from wherry_guest.agent.kernel import is_safe_name
 from wherry_guest.agent.layers import LayerError, Layers, layer_from
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.probes import Probes
@@ -186,6 +187,7 @@ class Agent:
             "container.update": at_once(containers.update),
             "container.health": at_once(containers.health),
             "container.stats": at_once(self._stats),
+            "container.usage": at_once(self._usage),
             "container.top": at_once(self._top),
             "container.resize": at_once(containers.resize),
             "container.list": at_once(containers.list_all),
@@ -250,6 +252,20 @@ class Agent:
         ids, pressure = params.items("ids", str), params.flag("pressure")
         known = [container for id in ids if (container := self._containers.find(id)) is not None]
         return sample([container for container in known if container.running], pressure)
+
+    def _usage(self, params: Params) -> Answer:
+        from wherry_guest.agent.sizes import content_size, send_sizes  # here: as above
+        from wherry_guest.agent.worker import Worker
+
+        stream = self._get_channel().stream(params.number("stream"))
+        ids = [id for id in params.items("ids", str) if is_safe_name(id)]
+        uppers = {id: self._paths.container(id).upper for id in ids}
+
+        def job(out: int) -> None:
+            send_sizes(out, uppers, content_size)
+
+        Worker(self._loop, self._kernel, stream, job, lambda: None)
+        return None
 
     def _top(self, params: Params) -> Answer:
         from wherry_guest.agent.figures import processes  # here: as above

@@ -43,14 +43,18 @@ async def listing(engine: Engine, request: Request) -> Response:
     found = engine.containers.list(
         all=request.flag("all"), filters=request.filters(), limit=request.number("limit") or 0
     )
+    sizes = await engine.sizes.of(found) if request.flag("size") else {}
+    source = engine.volumes.mount_point
     return json_response(
-        [views.container_summary(container, engine.volumes.mount_point) for container in found]
+        [views.container_summary(it, source, size=sizes.get(it.id)) for it in found]
     )
 
 
 async def inspect(engine: Engine, request: Request) -> Response:
     container = await engine.lives.with_fresh_health(request.args["id"])
-    answer = views.container_inspect(container, engine.volumes.mount_point)
+    sizes = await engine.sizes.of([container]) if request.flag("size") else {}
+    size = sizes.get(container.id)
+    answer = views.container_inspect(container, engine.volumes.mount_point, size)
     state = answer["State"]
     if not container.running and not state["Error"]:
         state["Error"] = engine.emulation.complaint(container, state["ExitCode"])

@@ -53,8 +53,9 @@ async def disk_usage(engine: Engine, request: Request) -> Response:
             views.image_summary(image, used[image.id], shared.get(image.id, 0)) for image in images
         ]
     if "container" in wanted:
+        sizes, source = await engine.sizes.of(containers), engine.volumes.mount_point
         answer["Containers"] = [
-            views.container_summary(it, engine.volumes.mount_point) for it in containers
+            views.container_summary(it, source, size=sizes[it.id]) for it in containers
         ]
     if "volume" in wanted:
         answer["Volumes"] = await _volumes(engine)

@@ -14,10 +14,13 @@ from wherry.units import human_duration
 
 if TYPE_CHECKING:
     from wherry.engine.model import Container, Exec, MountPoint, Volume
+    from wherry.engine.sizes import Size
     from wherry.images.store import Image
 
 
-def container_inspect(container: Container, source: Callable[[str], str]) -> dict[str, Any]:
+def container_inspect(
+    container: Container, source: Callable[[str], str], size: Size | None = None
+) -> dict[str, Any]:
     """The answer of `GET /containers/{id}/json`. `source`: a volume's directory by its name."""
     command = _command(container)
     host_config = with_defaults(HOST_CONFIG, container.host_config)
@@ -45,7 +48,16 @@ def container_inspect(container: Container, source: Callable[[str], str]) -> dic
         "Mounts": [_mount(mount, source) for mount in container.mounts],
         "Config": with_defaults(CONFIG, container.config),
         "NetworkSettings": _network_settings(host_config["NetworkMode"]),
+        **_sizes(size),
     }
+
+
+def _sizes(size: Size | None) -> dict[str, int]:
+    """Only where somebody asked; what is not known is left out."""
+    if size is None:
+        return {}
+    written = {} if size.written is None else {"SizeRw": size.written}
+    return {**written, "SizeRootFs": size.root}
 
 
 def _state(container: Container) -> dict[str, Any]:
@@ -133,7 +145,10 @@ def _mount(mount: MountPoint, source: Callable[[str], str]) -> dict[str, Any]:
 
 
 def container_summary(
-    container: Container, source: Callable[[str], str], now: float | None = None
+    container: Container,
+    source: Callable[[str], str],
+    now: float | None = None,
+    size: Size | None = None,
 ) -> dict[str, Any]:
     """An element of the answer of `GET /containers/json`. `source`: as in `container_inspect`."""
     return {
@@ -154,6 +169,7 @@ def container_summary(
             ]
         },
         "Mounts": [_mount(mount, source) for mount in container.mounts],
+        **_sizes(size),
     }
 
 

@@ -34,16 +34,17 @@ def parse_filters(filters: tuple[str, ...]) -> dict[str, list[str]]:
 @click.command("inspect")
 @click.option("--type", "kind", type=click.Choice(["container", "image"]), help="What to look for.")
 @click.option("-f", "--format", "format_", metavar="FORMAT", help="json, or a Go template.")
+@click.option("-s", "--size", is_flag=True, help="What containers have written, too.")
 @click.argument("names", nargs=-1, required=True)
 @pass_app
 def inspect_command(
-    app: App, kind: str | None, format_: str | None, names: tuple[str, ...]
+    app: App, kind: str | None, format_: str | None, size: bool, names: tuple[str, ...]
 ) -> None:
     """Show everything about containers or images, as JSON."""
-    print_objects([_find(app, name, kind) for name in names], format_)
+    print_objects([_find(app, name, kind, size) for name in names], format_)
 
 
-def _find(app: App, name: str, kind: str | None) -> Any:
+def _find(app: App, name: str, kind: str | None, size: bool) -> Any:
     # A container's or volume's name is one segment of the path: `a/b` is none, nor a page.
     segment = quote(name, safe="")
     places = {
@@ -55,7 +56,7 @@ def _find(app: App, name: str, kind: str | None) -> Any:
         if kind not in (None, noun):
             continue
         try:
-            return app.client.request("GET", path).json()
+            return app.client.request("GET", path, query={"size": size}).json()
         except EngineError as error:
             if error.http_status != 404:
                 raise

@@ -11,7 +11,7 @@ import click
 from wherry.cli.app import App, pass_app
 from wherry.cli.containers import parse_filters
 from wherry.cli.output import print_rows
-from wherry.units import human_duration
+from wherry.units import human_duration, human_size
 
 _COLUMNS = {
     "ID": "CONTAINER ID",
@@ -22,6 +22,7 @@ _COLUMNS = {
     "Ports": "PORTS",
     "Names": "NAMES",
 }
+_SIZED = {**_COLUMNS, "Size": "SIZE"}
 _SHORT_ID = 12
 _COMMAND_WIDTH = 20
 _MOUNT_WIDTH = 15
@@ -33,6 +34,7 @@ _MOUNT_WIDTH = 15
 @click.option("-n", "--last", type=int, default=-1, help="The N newest, in any state.")
 @click.option("-l", "--latest", is_flag=True, help="The newest, in any state.")
 @click.option("-f", "--filter", "filters", multiple=True, metavar="K=V", help="Only these.")
+@click.option("-s", "--size", is_flag=True, help="What they have written, too.")
 @click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
 @click.option("--format", "format_", metavar="FORMAT", help="table, json, or a Go template.")
 @pass_app
@@ -43,6 +45,7 @@ def ps_command(
     last: int,
     latest: bool,
     filters: tuple[str, ...],
+    size: bool,
     no_trunc: bool,
     format_: str | None,
 ) -> None:
@@ -54,9 +57,12 @@ def ps_command(
     query: dict[str, object] = {"all": show_all or limit > 0, "filters": parse_filters(filters)}
     if limit > 0:
         query["limit"] = limit
+    if size or (format_ and ".Size" in format_):
+        query["size"] = True
     found = app.client.request("GET", "/containers/json", query=query).json()
     rows = [row(item, no_trunc, time.time()) for item in found]
-    print_rows(rows, _COLUMNS, format=format_, quiet="ID" if quiet else None)
+    columns = _SIZED if size else _COLUMNS
+    print_rows(rows, columns, format=format_, quiet="ID" if quiet else None)
 
 
 def row(item: Mapping[str, Any], no_trunc: bool, now: float) -> dict[str, Any]:
@@ -82,7 +88,15 @@ def row(item: Mapping[str, Any], no_trunc: bool, now: float) -> dict[str, Any]:
         "Mounts": ",".join(mounts if no_trunc else [_cut(name, _MOUNT_WIDTH) for name in mounts]),
         "LocalVolumes": str(volumes),
         "Networks": ",".join(item["NetworkSettings"]["Networks"]),
+        "Size": _size(item),
     }
+
+
+def _size(item: Mapping[str, Any]) -> str:
+    if "SizeRootFs" not in item:
+        return ""
+    written = human_size(item["SizeRw"]) if "SizeRw" in item else "N/A"
+    return f"{written} (virtual {human_size(item['SizeRootFs'])})"
 
 
 def _cut(text: str, width: int) -> str:

@@ -11,6 +11,7 @@ import click
 from wherry.cli.app import App, pass_app
 from wherry.cli.image_upkeep import confirmed, print_pruned
 from wherry.cli.output import print_rows
+from wherry.cli.ps import row
 from wherry.cli.system import info_command
 from wherry.units import human_duration, human_size
 
@@ -31,6 +32,17 @@ _IMAGE_COLUMNS = {
     "UniqueSize": "UNIQUE SIZE",
     "Containers": "CONTAINERS",
 }
+_ACTIVE = ("running", "paused", "restarting")
+_CONTAINER_COLUMNS = {
+    "ID": "CONTAINER ID",
+    "Image": "IMAGE",
+    "Command": "COMMAND",
+    "LocalVolumes": "LOCAL VOLUMES",
+    "Size": "SIZE",
+    "RunningFor": "CREATED",
+    "Status": "STATUS",
+    "Names": "NAMES",
+}
 _VOLUME_COLUMNS = {"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}
 _SHORT_ID = 12
 
@@ -44,7 +56,7 @@ system_command.add_command(info_command)
 
 
 @system_command.command("df")
-@click.option("-v", "--verbose", is_flag=True, help="Every image and volume by itself.")
+@click.option("-v", "--verbose", is_flag=True, help="Every image, container, volume by itself.")
 @click.option("--format", "format_", metavar="FORMAT", help="table, json, or a Go template.")
 @pass_app
 def df_command(app: App, verbose: bool, format_: str | None) -> None:
@@ -55,6 +67,9 @@ def df_command(app: App, verbose: bool, format_: str | None) -> None:
         click.echo("Images space usage:\n")
         rows = [row for image in usage["Images"] for row in _image_rows(image)]
         print_rows(rows, _IMAGE_COLUMNS, format=format_)
+        click.echo("\nContainers space usage:\n")
+        rows = [_container_row(it) for it in usage["Containers"]]
+        print_rows(rows, _CONTAINER_COLUMNS, format=format_)
         click.echo("\nLocal volumes space usage:\n")
         print_rows([_volume_row(it) for it in usage["Volumes"]], _VOLUME_COLUMNS, format=format_)
         click.echo("\nFiles on this host:\n")
@@ -100,9 +115,9 @@ def _images(usage: Mapping[str, Any]) -> dict[str, Any]:
 
 def _containers(usage: Mapping[str, Any]) -> dict[str, Any]:
     containers = usage["Containers"]
-    active = sum(it["State"] in ("running", "paused", "restarting") for it in containers)
+    active = sum(it["State"] in _ACTIVE for it in containers)
     size = sum(it.get("SizeRw", 0) for it in containers)
-    stopped = sum(it.get("SizeRw", 0) for it in containers if it["State"] != "running")
+    stopped = sum(it.get("SizeRw", 0) for it in containers if it["State"] not in _ACTIVE)
     return _row("Containers", len(containers), active, size, stopped)
 
 
@@ -156,6 +171,11 @@ def _image_rows(image: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _container_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    size = human_size(item["SizeRw"]) if "SizeRw" in item else "N/A"
+    return row(item, no_trunc=False, now=time.time()) | {"Size": size}
 
 
 def _volume_row(volume: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.removals import Removals
 from wherry.engine.sampler import Sampler
+from wherry.engine.sizes import Sizes
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.spec import Facts
 from wherry.engine.starting import Starter
@@ -135,6 +136,7 @@ class Engine:
         )
         self.lives = Lives(self._registry, self._guest, starter, self.containers)
         self.sampler = Sampler(self._registry, self._guest)
+        self.sizes = Sizes(self._guest, store)
         self.snapshots = Snapshots(self._registry, self.events, self._guest, self.images)
         self.bootstrapper = Bootstrapper(
             self.containers,

@@ -6,20 +6,24 @@ What comes from the guest is checked here and in `registry.Exit`: the guest is n
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
-from wherry.engine.model import Container
+from wherry.engine.model import Container, Json
 from wherry.engine.ports import LinkPort, MachinePort, StorePort, StreamPort
 from wherry.errors import AgentError, LinkError, MachineError
 from wherry.images.platform import parse_platform
 from wherry.images.store import Image
+from wherry.link import StreamReset
 from wherry.machine import LayerDisk, MachineState
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT = 120.0
 """Seconds for `container.start` and `exec.start`: under emulation a big root takes its time."""
+
+_SIZES_LIMIT = 64 << 20
 
 
 class Guest:
@@ -144,6 +148,25 @@ async def log_end(link: LinkPort, container_id: str) -> int:
         raise
     stream.reset("only its end was wanted")
     return offset
+
+
+async def read_sizes(link: LinkPort, method: str, params: Json) -> dict[str, int]:
+    """The JSON object {name: bytes} that a call puts on its stream. Raises LinkError."""
+    stream = link.open_stream()
+    try:
+        await link.call(method, {**params, "stream": stream.id}, timeout=START_TIMEOUT)
+        text = bytearray()
+        while data := await stream.read(1 << 16):
+            text += data
+            if len(text) > _SIZES_LIMIT:
+                raise LinkError(f"the guest's answer to {method} does not end")
+        return {str(name): int(size) for name, size in json.loads(text or b"{}").items()}
+    except StreamReset as error:
+        raise LinkError(f"{method}: {error.reason}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LinkError(f"the guest's answer to {method} is malformed") from error
+    finally:
+        stream.reset("nobody reads on")
 
 
 def number(result: Any, name: str) -> int:

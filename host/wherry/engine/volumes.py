@@ -8,7 +8,6 @@ that a container has, running or not, cannot be removed.
 from __future__ import annotations
 
 import builtins
-import json
 import logging
 import re
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from wherry.engine.events import EventBus
-from wherry.engine.guest import START_TIMEOUT, Guest
+from wherry.engine.guest import Guest, read_sizes
 from wherry.engine.model import Container, Event, MountPoint, Volume
 from wherry.engine.mounts import LOCAL, check_driver
 from wherry.engine.state import State, Transaction
@@ -258,20 +257,12 @@ class Volumes:
         link = self._guest.steady_link
         if link is None or not volumes:
             return {}
-        stream = link.open_stream()
         try:
             directories = [volume.directory for volume in volumes]
-            params = {"names": directories, "stream": stream.id}
-            await link.call("volume.usage", params, timeout=START_TIMEOUT)
-            text = b""
-            while data := await stream.read(1 << 16):
-                text += data
-            return {str(name): int(size) for name, size in json.loads(text or b"{}").items()}
-        except (WherryError, ValueError, AttributeError) as error:
+            return await read_sizes(link, "volume.usage", {"names": directories})
+        except WherryError as error:
             log.warning("the sizes of volumes are not known: %s", error)
             return {}
-        finally:
-            stream.reset("nobody reads on")
 
     def _drop(self, volumes: Sequence[Volume]) -> None:
         with self._events.transaction() as transaction:

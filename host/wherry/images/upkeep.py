@@ -21,7 +21,7 @@ from wherry.images.pruning import Pruned, prune_blobs, prune_images
 from wherry.images.reference import parse_tagged
 from wherry.images.refetch import Refetcher
 from wherry.images.store_db import TagChange
-from wherry.images.usage import Usage, shared_sizes, usage
+from wherry.images.usage import Usage, layer_sizes, shared_sizes, usage
 from wherry.images.verifying import Verified, verify
 
 Progress = Callable[[PullEvent], None]
@@ -35,6 +35,10 @@ class Upkeep:
         self._parts = parts
         self._refetcher = refetcher
         self._layer_files = layer_files
+
+    def layer_sizes(self) -> Mapping[str, int]:
+        """See `usage.layer_sizes`."""
+        return layer_sizes(self._parts)
 
     def shared_sizes(self) -> Mapping[str, int]:
         """Of every image id: bytes in layers that other images have, too; none: not listed."""

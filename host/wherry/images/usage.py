@@ -50,6 +50,12 @@ def shared_sizes(parts: Parts) -> Mapping[str, int]:
     return {str(image_id): int(str(size)) for image_id, size in found}
 
 
+def layer_sizes(parts: Parts) -> Mapping[str, int]:
+    """Of every layer, by diffID: bytes of the files in it."""
+    found = parts.db.rows("SELECT diff_id, data_bytes FROM layers WHERE format = ?", FORMAT)
+    return {str(diff_id): int(str(size)) for diff_id, size in found}
+
+
 def usage(parts: Parts) -> Usage:
     """Counted now: files are looked at, not the database."""
     layers = parts.db.rows(
