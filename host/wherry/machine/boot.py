@@ -26,9 +26,10 @@ from wherry.errors import BootFailed, LinkError, MachineError
 from wherry.machine.argv import VmSpec, qemu_argv
 from wherry.machine.console import Console
 from wherry.machine.endpoints import Chardevs, Endpoints, QemuEnded
+from wherry.machine.epitaph import boot_failed, ending
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import QemuRecord, write_record
-from wherry.osutil import exit_status, raise_file_limit, terminate
+from wherry.osutil import exit_status, raise_file_limit, terminate, wait_gone
 from wherry.paths import MachinePaths
 
 logger = logging.getLogger(__name__)
@@ -129,14 +130,17 @@ async def start_qemu(
             qmp = await Qmp.connect(paths.qmp_socket, timeout=deadlines.spawned)
             await qmp.execute("query-status")
     except (MachineError, OSError) as error:
+        by_itself = await asyncio.to_thread(wait_gone, record.identity, 0.5)
+        status = exit_status(child) if by_itself else None
         await asyncio.to_thread(terminate, record.identity, grace=1.0)
-        status = exit_status(child)
         for connection in (qmp, console):
             if connection is not None:
                 await connection.aclose()
-        raise BootFailed(
-            _epitaph("spawned", _ending(status) or _reason(error), _stderr(paths), []),
-            phase="spawned",
+        raise boot_failed(
+            "spawned",
+            ending(status) or _reason(error),
+            qemu_log=paths.qemu_log,
+            status=status,
             hint=f"the command line is in {paths.qemu_record}",
         ) from error
     logger.info("QEMU runs as process %d: %s", record.identity.pid, record.argv[0])
@@ -228,11 +232,12 @@ def _spawn(
         spawned = endpoints.launch(command, paths, spec.qemu.environment())
     except OSError as error:
         reason = f"{spec.qemu.binary}: {error.strerror}"
-        raise BootFailed(_epitaph("spawned", reason, [], []), phase="spawned") from error
+        raise boot_failed("spawned", reason, qemu_log=paths.qemu_log) from error
     except QemuEnded as error:
-        reason = _ending(error.status) or "it ended"
-        message = _epitaph("spawned", reason, _stderr(paths), [])
-        raise BootFailed(message, phase="spawned") from error
+        reason = ending(error.status) or "it ended"
+        raise boot_failed(
+            "spawned", reason, qemu_log=paths.qemu_log, status=error.status
+        ) from error
     record = QemuRecord(
         identity=spawned.identity,
         boot=secrets.token_hex(8),
@@ -256,41 +261,22 @@ async def failure(
     died_by_itself = vm.qmp.closed
     await asyncio.to_thread(terminate, vm.record.identity, grace=1.0)
     status = vm.exit_status() if died_by_itself else None
-    console = vm.console.tail()[-_CONSOLE_LINES:] if vm.console else []
+    console = vm.console.tail() if vm.console else []
     last_words = (vm.console.fatal or vm.console.panic) if vm.console else None
     await vm.aclose()
-    reason = last_words or (_ending(status) if status else None) or _reason(error)
-    return BootFailed(
-        _epitaph(phase, reason, _stderr(paths), console),
-        phase=phase,
+    return boot_failed(
+        phase,
+        (ending(status) if status else None) or _reason(error),
+        qemu_log=paths.qemu_log,
+        status=status,
+        console=console,
+        last_words=last_words,
         hint=f"the guest's console is in {paths.console_log}",
     )
 
 
-def _epitaph(phase: str, reason: str, stderr: list[str], console: list[str]) -> str:
-    """The first line says it all; what QEMU and the console said follows."""
-    lines = [f"the machine did not start: {reason} (phase {phase})"]
-    lines += [f"  qemu: {line}" for line in stderr]
-    lines += [f"  console: {line}" for line in console]
-    return "\n".join(lines)
-
-
-def _ending(status: int | None) -> str | None:
-    if status is None:
-        return None
-    return f"QEMU was ended by signal {-status}" if status < 0 else f"QEMU ended, status {status}"
-
-
 def _reason(error: BaseException) -> str:
     return str(error) or "no answer in time"
-
-
-def _stderr(paths: MachinePaths) -> list[str]:
-    try:
-        text = paths.qemu_log.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
 
 
 async def _to_the_end(work: Callable[[], T]) -> T:
