@@ -75,4 +75,7 @@ def _take_disk(source: Client, target: Client) -> None:
             raise WherryError(
                 f"cannot move the disk of {source.machine!r}: {error.strerror}"
             ) from error
+    # The new machine's engine holds the images of its containers now; only then may the old one's
+    # leases go, and they go with its directory.
+    target.request("GET", "/wherry/v1/machine")
     remove_files(source.paths)
