@@ -16,9 +16,10 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from wherry_guest.agent.crash import CrashWatch
 from wherry_guest.agent.health import Check, Health
 from wherry_guest.agent.kernel import TIOCSWINSZ, big_pipe, ioctl, write_atomically
 from wherry_guest.agent.logfile import STDERR, STDOUT, Limits
@@ -131,6 +132,8 @@ class Container:
         self.exited: Promise[None] = Promise()
         self.oom_watch: int | None = None
         self.ending: Exited | None = None
+        self._crash_watch: CrashWatch | None = None
+        self._crashed: int | None = None
         self._loop = loop
         self._on_drained = on_drained
         self._pumps: list[LogPump] = []
@@ -191,6 +194,9 @@ class Container:
         self.stdio = None
         self.log.start()
         self._open_pidfd()
+        self._crashed = None
+        if self.options.emulated:
+            self._crash_watch = CrashWatch(self._loop, self.pid, self._end_crashed)
         stdin = stdio.stdin
         if message.terminal is not None:
             self._terminal = message.terminal
@@ -219,6 +225,10 @@ class Container:
     def process_gone(self, message: Exited) -> None:
         """PID 1 has reaped it: wait for the last of its output."""
         self.status = Status.DRAINING
+        if self._crash_watch is not None:
+            self._crash_watch.stop()
+        if self._crashed is not None:
+            message = replace(message, status=self._crashed)  # a wait status: of that signal
         self.ending = message
         self.paused = False
         if self.stdin is not None:
@@ -227,6 +237,11 @@ class Container:
         self._drained()
         if self.status is Status.DRAINING:
             self._loop.call_later(EXIT_PATIENCE, lambda: self._give_up_output(message))
+
+    def _end_crashed(self, number: int) -> None:
+        """Its emulator cannot end by the signal that its program died of."""
+        self._crashed = number
+        self.kill(_signal.SIGKILL)
 
     @property
     def log_lost(self) -> int:

@@ -31,6 +31,7 @@ class Options:
     lowerdirs: tuple[str, ...]
     driver: str = FILE
     limits: Limits = UNLIMITED
+    emulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Request:
     """A start. `params` is the call's, for a start that repeats it.
 
     `devices` have path (in the machine), target (in the container) and permissions (of `rwm`).
+    `emulated`: its programs are of another architecture.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Request:
     driver: str
     limits: Limits
     reader_expected: bool
+    emulated: bool
     policy: Policy
     check: Check | None
     params: Mapping[str, Any] = field(repr=False)
@@ -82,6 +85,7 @@ class Request:
             driver=driver,
             limits=limits,
             reader_expected=params.flag("reader_expected"),
+            emulated=params.flag("emulated"),
             policy=Policy.read(params.optional_mapping("restart")),
             check=Check.read(params.optional_mapping("health")),
             params=values,
@@ -89,7 +93,7 @@ class Request:
 
     def options(self, lowerdirs: tuple[str, ...]) -> Options:
         flags = (self.tty, self.open_stdin, self.stdin_once)
-        return Options(*flags, lowerdirs, self.driver, self.limits)
+        return Options(*flags, lowerdirs, self.driver, self.limits, self.emulated)
 
 
 def _read_devices(params: Params) -> list[dict[str, str]]:

@@ -23,7 +23,15 @@ HOLDER = "emulators"
 
 REGISTER_TIMEOUT = 60.0
 
-_CRASHES = {128 + 4: "SIGILL", 128 + 6: "SIGABRT", 128 + 11: "SIGSEGV"}
+_CRASHES = {
+    128 + 4: "SIGILL",
+    128 + 5: "SIGTRAP",
+    128 + 6: "SIGABRT",
+    128 + 7: "SIGBUS",
+    128 + 8: "SIGFPE",
+    128 + 11: "SIGSEGV",
+    128 + 31: "SIGSYS",
+}
 """Exit codes of what an emulator cannot do, or does wrong: it ends as its program would."""
 
 _MACHINES = ("amd64", "arm64")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from wherry.engine.attach import StreamAttachment
@@ -79,7 +79,7 @@ class Starter:
     def params(self, container: Container, host_config: Json) -> Json:
         """What its policy starts it with from now on, with `host_config` in place of its own."""
         updated = replace(container, host_config=host_config)
-        return start_params(updated, container.layers, self._facts, self._directory)
+        return self._params(updated, container.layers)
 
     async def attach_running(self, entry: Entry, attachment: StreamAttachment) -> None:
         """Bind an attachment to a container that runs."""
@@ -95,7 +95,7 @@ class Starter:
         container = entry.container
         link, layers = await self._guest.prepare(container)
         await self._emulation.ensure(link, container)
-        params = start_params(container, layers, self._facts, self._directory)
+        params = self._params(container, layers)
         params["reader_expected"] = any(it.waiting for it in entry.attachments)
         position = container.log_bytes
         if position is None:
@@ -115,6 +115,10 @@ class Starter:
             self._registry.started(entry, pid=pid, started_ns=started_ns)
         started.set_result(True)
         self._bind_waiting(run)  # those that came meanwhile
+
+    def _params(self, container: Container, layers: Sequence[str]) -> Json:
+        params = start_params(container, layers, self._facts, self._directory)
+        return {**params, "emulated": self._emulation.is_foreign(container)}
 
     def _bind_waiting(self, run: _Run) -> None:
         for attachment in tuple(run.entry.attachments):
