@@ -1,7 +1,8 @@
-"""The CLI's way to the engine: HTTP/1.1 over its Unix socket, and hijacked byte streams. Blocking.
+"""The CLI's way to the engine: HTTP/1.1 over its socket or pipe, and hijacked streams. Blocking.
 
 An engine that does not answer is started: the listening socket is bound here and inherited by the
-engine, so that a client can connect at once and nobody polls for the engine to come up.
+engine, so that a client can connect at once and nobody polls for the engine to come up. A pipe
+cannot be inherited: there the client waits for it, or for the end of the engine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from urllib.parse import urlencode
 import h11
 
 from wherry import __version__
+from wherry.connection import Connection, connect
 from wherry.errors import EngineUnreachable, WherryError
 from wherry.hung import EngineHung, Guard
 from wherry.paths import Home, MachinePaths
@@ -29,6 +32,9 @@ READ_SIZE = 256 * 1024
 _API = "/v1.50"
 _START_DEADLINE = 30.0
 """Seconds that another client may take to start the engine."""
+
+
+_PIPE_POLL_SECONDS = 0.02
 
 
 class EngineError(WherryError):
@@ -64,7 +70,7 @@ class Client:
     def running(self) -> bool:
         """True when an engine answers; none is started."""
         try:
-            self._shared = self._shared or _Http(_connect(self.paths), self._guard)
+            self._shared = self._shared or _Http(connect(self.paths), self._guard)
         except OSError:
             return False
         return True
@@ -171,11 +177,11 @@ class Client:
 
     def hijack(
         self, path: str, *, query: Mapping[str, object] | None = None, body: object = None
-    ) -> tuple[socket.socket, bytes]:
+    ) -> tuple[Connection, bytes]:
         """POST that turns the connection into a byte stream.
 
         Returns:
-            The connected socket, and the bytes that came right behind the answer's head.
+            The connection, and the bytes that came right behind the answer's head.
         """
         http = _Http(self._open(), self._guard)
         try:
@@ -197,11 +203,11 @@ class Client:
         finally:
             http.close()
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> Connection:
         if self._guard.suspicious():
             self._guard.settle()
         try:
-            return _connect(self.paths)
+            return connect(self.paths)
         except OSError:
             return start_engine(self.home, self.machine)
 
@@ -213,14 +219,14 @@ class Client:
         )
 
 
-def start_engine(home: Home, machine: str) -> socket.socket:
+def start_engine(home: Home, machine: str) -> Connection:
     """Start the engine of `machine` unless another client just did; returns a connection to it.
 
     Raises:
         EngineUnreachable: it could not be started.
     """
     # Here, since commands that find an engine should not pay for these imports.
-    from wherry.osutil import listen_unix, lock_file, private_directory, spawn_detached
+    from wherry.osutil import listen_unix, lock_file, private_directory
 
     paths = home.machine(machine)
     private_directory(home.root)
@@ -228,30 +234,55 @@ def start_engine(home: Home, machine: str) -> socket.socket:
     private_directory(paths.sockets)
     with lock_file(paths.start_lock, timeout=_START_DEADLINE):
         try:
-            return _connect(paths)
+            return connect(paths)
         except OSError:
             pass  # still none: it is ours to start
-        listener = listen_unix(paths.api_socket)
-        command = [sys.executable, "-m", "wherry.engine", "--machine", machine, "--inherited"]
         try:
-            spawn_detached(
-                [*command, "--spawned-ns", str(time.time_ns())],
-                log=paths.engine_log,
-                cwd=home.root,
-                env={**os.environ, "WHERRY_HOME": os.fspath(home.root)},
-                stdin=listener.fileno(),
-            )
-            return _connect(paths)
+            if paths.pipe is not None:
+                return _await_pipe(paths, _spawn_engine(home, machine, subprocess.DEVNULL))
+            with listen_unix(paths.api_socket) as listener:
+                _spawn_engine(home, machine, listener.fileno())
+                return connect(paths)
         except OSError as error:
             raise EngineUnreachable(f"cannot start the engine: {error}") from error
-        finally:
-            listener.close()
+
+
+def _spawn_engine(home: Home, machine: str, stdin: int) -> int:
+    """Its pid. `stdin`: the listening socket that it inherits, where it does."""
+    from wherry.osutil import spawn_detached
+
+    paths = home.machine(machine)
+    inherited = ["--inherited"] if paths.pipe is None else []
+    command = [sys.executable, "-m", "wherry.engine", "--machine", machine, *inherited]
+    return spawn_detached(
+        [*command, "--spawned-ns", str(time.time_ns())],
+        log=paths.engine_log,
+        cwd=home.root,
+        env={**os.environ, "WHERRY_HOME": os.fspath(home.root)},
+        stdin=stdin,
+    )
+
+
+def _await_pipe(paths: MachinePaths, engine: int) -> Connection:
+    """Connect to an engine that was just started."""
+    from wherry.osutil import exit_status
+
+    deadline = time.monotonic() + _START_DEADLINE
+    while True:
+        try:
+            return connect(paths)
+        except FileNotFoundError as error:
+            if exit_status(engine, within=_PIPE_POLL_SECONDS) is not None:
+                message = f"the engine ended: {_last_line(paths)}"
+                raise EngineUnreachable(message, hint=f"see {paths.engine_log}") from error
+            if time.monotonic() > deadline:
+                raise
 
 
 class _Http:
     """One connection; h11 speaks the protocol."""
 
-    def __init__(self, connection: socket.socket, guard: Guard) -> None:
+    def __init__(self, connection: Connection, guard: Guard) -> None:
         self._socket = connection
         self._guard = guard
         self._http = h11.Connection(h11.CLIENT)
@@ -336,7 +367,7 @@ class _Http:
         self.close()
         return False
 
-    def detach(self) -> tuple[socket.socket, bytes]:
+    def detach(self) -> tuple[Connection, bytes]:
         return self._socket, bytes(self._http.trailing_data[0])
 
     def close(self) -> None:
@@ -392,18 +423,6 @@ def _json_lines(parts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         for line in complete:
             if line.strip():
                 yield _checked_line(json.loads(line))
-
-
-def _connect(paths: MachinePaths) -> socket.socket:
-    if sys.platform == "win32":
-        raise EngineUnreachable("the engine does not run on Windows yet")
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(os.fspath(paths.api_socket))
-    except OSError:
-        connection.close()
-        raise
-    return connection
 
 
 def _target(path: str, query: Mapping[str, object] | None) -> str:

@@ -5,11 +5,10 @@ The next connection starts a new engine, which takes the machine over; container
 
 from __future__ import annotations
 
-import select
-import socket
 import time
 from typing import TYPE_CHECKING
 
+from wherry.connection import Connection, readable
 from wherry.errors import EngineUnreachable
 from wherry.paths import MachinePaths
 
@@ -57,18 +56,18 @@ class Guard:
                 return
             time.sleep(_BEAT_POLL_SECONDS)
 
-    def wait_readable(self, connection: socket.socket) -> None:
+    def wait_readable(self, connection: Connection) -> None:
         """Return when there is something to read.
 
         Raises:
             EngineHung: the engine was hung, and is gone.
         """
-        if _readable(connection, LOOK_SECONDS):
+        if readable(connection, LOOK_SECONDS):
             return
         from wherry.osutil.pulse import Watch
 
         watch = Watch(self._paths.engine_record)
-        while not _readable(connection, LOOK_SECONDS):
+        while not readable(connection, LOOK_SECONDS):
             if (process := watch.hung()) is not None:
                 self._end(process)
                 raise EngineHung(
@@ -109,11 +108,3 @@ def recorded_engine(paths: MachinePaths) -> ProcessIdentity | None:
 
     holder = read_holder(paths.engine_record)
     return holder.identity if holder else None
-
-
-def _readable(connection: socket.socket, seconds: float) -> bool:
-    if hasattr(select, "poll"):  # no limit on descriptor numbers
-        poller = select.poll()
-        poller.register(connection, select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
-    return bool(select.select([connection], [], [], seconds)[0])

@@ -234,9 +234,7 @@ class Home:
 
     def template_draft(self, key: str) -> MachinePaths:
         """The files of the machine that becomes the template `key`."""
-        root = self.templates / f"{key}.draft"
-        pipe = pipe_name(root) if sys.platform == "win32" else None
-        return MachinePaths(root=root, sockets=_socket_root(root), pipe=pipe)
+        return _machine_paths(self.templates / f"{key}.draft")
 
     @property
     def machines(self) -> Path:
@@ -245,8 +243,12 @@ class Home:
     def machine(self, name: str) -> MachinePaths:
         """Raises InvalidInput when `name` cannot be a machine's: it could leave the directory."""
         check_machine_name(name)
-        root = self.machines / name
-        return MachinePaths(root=root, sockets=_socket_root(root))
+        return _machine_paths(self.machines / name)
+
+
+def _machine_paths(root: Path) -> MachinePaths:
+    pipe = pipe_name(root) if sys.platform == "win32" else None
+    return MachinePaths(root=root, sockets=_socket_root(root), pipe=pipe)
 
 
 def pipe_name(machine_root: Path) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import h11
@@ -18,6 +19,7 @@ import h11
 from wherry.api.http import Hijack, Request, Response, Streamed, error_response, split_target
 from wherry.api.routes import ROUTES
 from wherry.errors import InvalidInput, WherryError
+from wherry.osutil.local import LocalServer, serve_local
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -42,8 +44,12 @@ _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
-async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve the API on a listening socket until `stop` is set; open connections are then cut."""
+async def serve(engine: Engine, listener: socket.socket | Path, stop: asyncio.Event) -> None:
+    """Serve the API until `stop` is set; open connections are then cut.
+
+    Args:
+        listener: a listening socket, or the path of a pipe.
+    """
     connections: set[asyncio.Task[None]] = set()
 
     # A plain function, so that a connection is known from the moment that it is made: a task that
@@ -60,11 +66,16 @@ async def serve(engine: Engine, listener: socket.socket, stop: asyncio.Event) ->
 
         task.add_done_callback(ended)
 
-    server = await asyncio.start_server(accept, sock=listener, limit=READ_SIZE)
+    server: LocalServer
+    if isinstance(listener, Path):
+        server = await serve_local(listener, accept, limit=READ_SIZE)
+    else:
+        server = await asyncio.start_server(accept, sock=listener, limit=READ_SIZE)
     try:
         await stop.wait()
     finally:
-        await _stop_accepting(listener)
+        if not isinstance(listener, Path):
+            await _stop_accepting(listener)
         server.close()
         for task in tuple(connections):
             task.cancel()
@@ -222,7 +233,8 @@ class _Connection:
 
     async def _linger(self) -> None:
         """The body was refused unread: closing now could cost the client our answer."""
-        self._writer.write_eof()
+        if self._writer.can_write_eof():  # a pipe cannot
+            self._writer.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
                 while await self._reader.read(READ_SIZE):

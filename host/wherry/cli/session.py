@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from wherry.cli.output import demultiplex, write_all
+from wherry.connection import Connection
 from wherry.detachkeys import DEFAULT, DetachScanner, parse_keys
 
 READ_SIZE = 256 * 1024
@@ -44,7 +45,7 @@ class Session:
     forward: Callable[[str], None] | None = None
     detach_keys: str = ""
 
-    def run(self, connection: socket.socket, early: bytes) -> bool:
+    def run(self, connection: Connection, early: bytes) -> bool:
         """Copy until the output ends. True when the user detached. Closes the connection."""
         from wherry.osutil.terminal import on_resize, raw_mode, terminal_size  # see output.py
 
@@ -65,7 +66,7 @@ class Session:
 
 
 class _Pump:
-    def __init__(self, session: Session, connection: socket.socket) -> None:
+    def __init__(self, session: Session, connection: Connection) -> None:
         self._connection = connection
         self._tty = session.tty
         keys = parse_keys(session.detach_keys or DEFAULT)

@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = home.machine(options.machine)
         start_logging(paths.engine_log)
         settings = load_settings(home.settings_file)
+        if paths.pipe is not None:
+            run(home, options.machine, settings, paths.api_socket, options.spawned_ns)
+            return 0
         listener = _inherited() if options.inherited else listen_unix(paths.api_socket)
         with listener:
             run(home, options.machine, settings, listener, options.spawned_ns)

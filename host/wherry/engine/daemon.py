@@ -41,12 +41,13 @@ def run(
     home: Home,
     machine: str,
     settings: Settings,
-    listener: socket.socket,
+    listener: socket.socket | Path,
     spawned_ns: int | None = None,
 ) -> None:
     """Serve the machine's API on `listener` until a signal or a client asks for the end.
 
     Args:
+        listener: a listening socket; on Windows the path of the pipe to serve.
         spawned_ns: when a client started this process, since the epoch.
 
     Raises:
@@ -69,7 +70,7 @@ async def _serve(
     home: Home,
     name: str,
     settings: Settings,
-    listener: socket.socket,
+    listener: socket.socket | Path,
     pulse: Pulse,
     spawned_ns: int | None,
 ) -> None:

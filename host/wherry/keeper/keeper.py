@@ -61,6 +61,7 @@ async def keep(plan: Plan, report: Callable[[bytes], None]) -> int:
         await asyncio.wait({ended, taking}, timeout=START_SECONDS, return_when="FIRST_COMPLETED")
         if identity is None or not taking.done() or taking.exception() is not None:
             taking.cancel()
+            await asyncio.wait({taking})
             return await _end(process, ended)
         channels = taking.result()
     for channel in channels:

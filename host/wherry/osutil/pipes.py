@@ -34,6 +34,7 @@ _ERROR_OPERATION_ABORTED = 995
 
 _PIPE_REJECT_REMOTE_CLIENTS = 0x8
 _BUFFER_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
 _SECURITY_IDENTIFICATION = 0x00010000
 _SECURITY_SQOS_PRESENT = 0x00100000
 """winbase.h: the far end may learn who we are, and act in nobody's name."""
@@ -164,6 +165,8 @@ class PipeConnection:
         """Raises as `open_pipe`."""
         self._handle: int | None = open_pipe(path)
         self._pending: list[Any] = []
+        self._reading: Any = None
+        self._held = b""
         self._closed_for_reading = False
 
     def sendall(self, data: bytes) -> None:
@@ -177,18 +180,52 @@ class PipeConnection:
         """b"" at the end."""
         if sys.platform != "win32":
             raise OSError("only on Windows")
+        if not self._held and self._begin_reading():
+            overlapped = self._reading
+            try:
+                count = self._finish(overlapped)
+            except OSError as error:
+                if error.winerror in _GONE:
+                    return b""
+                raise
+            finally:
+                self._reading = None
+            self._held = bytes(overlapped.getbuffer() or b"")[:count]
+        data, self._held = self._held[:limit], self._held[limit:]
+        return data
+
+    def readable(self, seconds: float) -> bool:
+        """Whether `recv` has something to return, also the end, within so many seconds."""
+        if sys.platform != "win32":
+            raise OSError("only on Windows")
+        import _winapi
+
+        if self._held or not self._begin_reading():
+            return True
+        try:
+            waited = _winapi.WaitForMultipleObjects(
+                [self._reading.event], False, round(seconds * 1000)
+            )
+        except InterruptedError:  # Ctrl-C: its handler has run
+            return False
+        return waited == _winapi.WAIT_OBJECT_0
+
+    def _begin_reading(self) -> bool:
+        """Have a read under way. False: there is nothing more to read."""
+        if sys.platform != "win32":
+            raise OSError("only on Windows")
         import _winapi
 
         if self._handle is None or self._closed_for_reading:
-            return b""
-        try:
-            overlapped, _ = _winapi.ReadFile(self._handle, limit, overlapped=True)
-            count = self._finish(overlapped)
-        except OSError as error:
-            if error.winerror in _GONE:
-                return b""
-            raise
-        return bytes(overlapped.getbuffer() or b"")[:count]
+            return False
+        if self._reading is None:
+            try:
+                self._reading, _ = _winapi.ReadFile(self._handle, _READ_BYTES, overlapped=True)
+            except OSError as error:
+                if error.winerror in _GONE:
+                    return False
+                raise
+        return True
 
     def shutdown(self, how: int) -> None:
         """SHUT_WR: tell the far end that nothing more comes. SHUT_RDWR: end calls that wait too."""
@@ -196,8 +233,9 @@ class PipeConnection:
             self._write(b"")
             return
         self._closed_for_reading = True
-        for overlapped in tuple(self._pending):
-            overlapped.cancel()
+        for overlapped in (*self._pending, self._reading):
+            if overlapped is not None:
+                overlapped.cancel()
 
     def close(self) -> None:
         """End it, and every call that waits."""
