@@ -21,7 +21,7 @@ from .config import BUSYBOX_BINARY, BUSYBOX_PACKAGE, ImageConfig, parse_config
 from .errors import ConfigError, LockError, PackageGone, StorageError
 from .image import VmImage, find_image, image_directory
 from .kernels import SHIPPED, KernelChoice
-from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock
+from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock, without_kernel
 from .mirror import Mirror, mirrors
 from .progress import Progress, nobody_watches
 
@@ -162,8 +162,11 @@ class _Inputs:
             raise ConfigError(f"cannot read {file}: {error.strerror}") from error
         local = _open_local(kernel, arch)
         directories = (*locks, shipped(f"{arch}.lock").parent)
-        files = [_lock_file(directory, arch, kernel.label) for directory in directories]
+        labels = (kernel.label,) if kernel.release else dict.fromkeys((kernel.label, ""))
+        files = [_lock_file(place, arch, label) for place in directories for label in labels]
         found = sorted(_read_locks(arch, files), key=lambda lock: lock.timestamp, reverse=True)
+        if local is not None:
+            found = [without_kernel(lock) for lock in found]
         config_text = text.replace(b"\r\n", b"\n")
         return cls(arch, str(file), config_text, kernel, local, tuple(found))
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
@@ -113,6 +113,15 @@ def parse_lock(text: str, name: str) -> Lock:
     except ValueError as error:
         raise LockError(f"{name}: not a timestamp: {header['timestamp']}") from error
     return Lock(header["architecture"], timestamp, tuple(header["roots"].split()), packages)
+
+
+def without_kernel(lock: Lock) -> Lock:
+    """The same user-space, for a kernel that is in no package."""
+    return replace(
+        lock,
+        roots=tuple(root for root in lock.roots if not root.startswith("linux-")),
+        packages=tuple(p for p in lock.packages if not p.name.startswith("linux-")),
+    )
 
 
 def compare_locks(old: Iterable[Package], new: Iterable[Package]) -> list[PackageChange]:
