@@ -44,3 +44,26 @@ def test_sizes_of_what_a_container_wrote(wherry: Wherry, name: str) -> None:
     line = next(it for it in out(wherry, "system", "df", "-v").splitlines() if name in it)
     assert "307kB" in line
     assert "307kB (virtual" in wherry.out("ps", "-as", "--filter", f"name={name}")
+
+
+def test_logs_show_labels_variables_and_the_tag(wherry: Wherry, name: str) -> None:
+    options = ("labels=team", "env-regex=^STAGE", "tag={{.Name}}")
+    flags = [word for option in options for word in ("--log-opt", option)]
+    out(wherry, "run", "--name", name, "-l", "team=core", "-e", "STAGE=a b", *flags, BUSYBOX,
+        "echo", "line")  # fmt: skip
+    assert out(wherry, "logs", "--details", name) == f"STAGE=a+b,tag={name},team=core line"
+    assert out(wherry, "logs", name) == "line"
+    assert wherry.out("logs", "--details", name).endswith("team=core line")
+
+
+def test_log_options_that_are_wrong_say_so(wherry: Wherry, name: str) -> None:
+    for option, words in (
+        ("nope=1", "unknown log opt 'nope' for json-file log driver"),
+        ("max-buffer-size=1m", "only supported with 'non-blocking' mode"),
+        ("tag={{.Nope}}", "{{.Nope}} is not understood"),
+    ):
+        done = wherry.docker("create", "--log-opt", option, "--name", name, BUSYBOX)
+        assert done.returncode == 1 and words in done.stderr.decode(), done.stderr
+    out(wherry, "run", "--log-opt", "mode=non-blocking", "--log-opt", "max-buffer-size=1m",
+        "--name", name, BUSYBOX, "echo", "line")  # fmt: skip
+    assert out(wherry, "logs", name) == "line"

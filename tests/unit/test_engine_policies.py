@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -140,7 +141,12 @@ def test_log_options_are_read_as_docker_does(
         (log_config("syslog"), NotImplementedYet, "LogConfig.Type 'syslog'"),
         (log_config("json-file", x="1"), InvalidInput, "unknown log opt 'x' for json-file"),
         (log_config("none", max_size="1"), InvalidInput, "unknown log opt 'max-size' for none"),
-        (log_config("json-file", mode="non-blocking"), NotImplementedYet, "non-blocking"),
+        (log_config("local", labels="x"), InvalidInput, "unknown log opt 'labels' for local"),
+        (
+            log_config("local", mode="non-blocking", max_buffer_size="0"),
+            InvalidInput,
+            "max-buffer-size must be",
+        ),
         (log_config("json-file", mode="fast"), InvalidInput, "logging mode not supported: fast"),
         (log_config("local", max_buffer_size="1m"), InvalidInput, "only supported with"),
         (log_config("json-file", max_size="-1"), InvalidInput, "positive number"),
@@ -149,14 +155,22 @@ def test_log_options_are_read_as_docker_does(
         (log_config("json-file", max_file="x"), InvalidInput, "max-file 'x'"),
         (log_config("json-file", compress="true"), InvalidInput, "compress cannot be true when"),
         (log_config("local", compress="true"), NotImplementedYet, "compress"),
-        (log_config("json-file", tag="x"), NotImplementedYet, "tag"),
+        (log_config("json-file", tag="{{.Nope}}"), InvalidInput, "tag: {{.Nope}} is not"),
+        (log_config("json-file", env_regex="("), InvalidInput, "env-regex"),
     ],
 )
 def test_wrong_log_options_are_refused(
     host_config: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=re.escape(message)):
         logdrivers.check_log_config(host_config)
+
+
+def test_a_log_that_never_waits_has_a_buffer() -> None:
+    for options, size in (({}, 1_000_000), ({"max_buffer_size": "4m"}, 4 << 20)):
+        host_config = log_config("json-file", mode="non-blocking", **options)
+        logdrivers.check_log_config(host_config)
+        assert logdrivers.log_params(host_config)["buffer"] == size
 
 
 def test_update_keeps_what_it_does_not_name() -> None:

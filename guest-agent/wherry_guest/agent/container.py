@@ -246,7 +246,7 @@ class Container:
     @property
     def log_lost(self) -> int:
         """Bytes of its output that found no place."""
-        return sum(pump.lost for pump in self._pumps)
+        return self.log.lost + sum(pump.lost for pump in self._pumps)
 
     def finished(self, exit: Exit) -> None:
         """All output is in the log: store the exit, end the readers. `save` is the caller's."""
@@ -388,7 +388,12 @@ class Container:
         if self.options.driver == NONE:
             size = self.log.end_offset()
             return Unlogged(self._loop, self.paths.log, size, reader_expected)
-        return Log(self.paths.log, closed=True, limits=self.options.limits)
+        log = Log(self.paths.log, closed=True, limits=self.options.limits)
+        if not self.options.buffer:
+            return log
+        from wherry_guest.agent.ring import RingLog  # here: few containers want it
+
+        return RingLog(self._loop, log, self.options.buffer)
 
     def _stored_exit(self) -> Exit | None:
         """The last exit, from the data disk.

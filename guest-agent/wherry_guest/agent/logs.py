@@ -67,6 +67,8 @@ class Output(Protocol):
     def first(self) -> int: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def lost(self) -> int: ...
     def when_ready(self, callback: Callable[[], None]) -> None: ...
     def take(self, pipe: int, stream: int) -> int | None: ...
     def follow(self, sink: Sink, offset: int, follow: bool) -> Follower: ...
@@ -89,6 +91,7 @@ class Log:
     __slots__ = ("_directory", "_file", "_followers", "_limits", "closed")
 
     ready: Final = True
+    lost: Final = 0
 
     def __init__(self, directory: Path, closed: bool, limits: Limits = UNLIMITED) -> None:
         self._directory = directory
@@ -128,6 +131,12 @@ class Log:
         if moved:
             self.appended(start)
         return moved
+
+    def write(self, stream: int, payload: bytes, time_ns: int) -> None:
+        """One frame, and to who follows. Raises OSError, and nothing was written."""
+        start = self.file.size
+        self.file.append(stream, payload, time_ns)
+        self.appended(start)
 
     def follow(self, sink: Sink, offset: int, follow: bool) -> Follower:
         """Serve `sink` from `offset` on: to the log's present end, or until the container's."""
@@ -207,6 +216,8 @@ class Unlogged:
     Args:
         expected: a reader is on his way: nothing is taken out of the pipes until he is there.
     """
+
+    lost: Final = 0
 
     def __init__(self, loop: Loop, directory: Path, size: int, expected: bool) -> None:
         self._loop = loop

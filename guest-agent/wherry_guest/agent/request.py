@@ -32,6 +32,7 @@ class Options:
     driver: str = FILE
     limits: Limits = UNLIMITED
     emulated: bool = False
+    buffer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Request:
     """A start. `params` is the call's, for a start that repeats it.
 
     `devices` have path (in the machine), target (in the container) and permissions (of `rwm`).
-    `emulated`: its programs are of another architecture.
+    `emulated`: its programs are of another architecture. `buffer`: bytes of output that memory
+    takes while the disk is full; 0: the container waits.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Request:
     size: tuple[int, int] | None
     driver: str
     limits: Limits
+    buffer: int
     reader_expected: bool
     emulated: bool
     policy: Policy
@@ -69,7 +72,7 @@ class Request:
         for name, text in files.items():
             if name not in FILES or not isinstance(text, str):
                 raise CallError("invalid", f"files may hold the texts of {', '.join(FILES)}")
-        driver, limits = _read_log(params.optional_mapping("log"))
+        driver, limits, buffer = _read_log(params.optional_mapping("log"))
         return cls(
             id=params.identifier("id"),
             spec=params.mapping("spec"),
@@ -84,6 +87,7 @@ class Request:
             size=read_size(params),
             driver=driver,
             limits=limits,
+            buffer=buffer,
             reader_expected=params.flag("reader_expected"),
             emulated=params.flag("emulated"),
             policy=Policy.read(params.optional_mapping("restart")),
@@ -93,7 +97,7 @@ class Request:
 
     def options(self, lowerdirs: tuple[str, ...]) -> Options:
         flags = (self.tty, self.open_stdin, self.stdin_once)
-        return Options(*flags, lowerdirs, self.driver, self.limits, self.emulated)
+        return Options(*flags, lowerdirs, self.driver, self.limits, self.emulated, self.buffer)
 
 
 def _read_devices(params: Params) -> list[dict[str, str]]:
@@ -124,9 +128,9 @@ def with_size(process: Mapping[str, Any], size: tuple[int, int] | None) -> dict[
     return {**process, "consoleSize": {"height": size[0], "width": size[1]}}
 
 
-def _read_log(values: Mapping[str, Any] | None) -> tuple[str, Limits]:
+def _read_log(values: Mapping[str, Any] | None) -> tuple[str, Limits, int]:
     if values is None:
-        return FILE, UNLIMITED
+        return FILE, UNLIMITED, 0
     params = Params(values)
     driver = params.text("driver")
     if driver not in (FILE, NONE):
@@ -135,4 +139,7 @@ def _read_log(values: Mapping[str, Any] | None) -> tuple[str, Limits]:
     max_files = params.optional_number("max_files") or 1
     if max_size < 0 or max_files < 1:
         raise CallError("invalid", "log.max_size is negative, or log.max_files below 1")
-    return driver, Limits(max_size, max_files)
+    buffer = params.optional_number("buffer") or 0
+    if buffer < 0:
+        raise CallError("invalid", "log.buffer is negative")
+    return driver, Limits(max_size, max_files), buffer

@@ -12,6 +12,7 @@ from wherry.api import fields, views
 from wherry.api.http import Hijack, RawConnection, Request, Response, Route, json_response
 from wherry.api.streams import content_type, log_bytes, multiplexed, relay
 from wherry.api.timefmt import parse_time
+from wherry.engine.logdetails import details_text, log_details
 from wherry.errors import InvalidInput, WherryError
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ async def logs(engine: Engine, request: Request) -> Response:
         until_ns=parse_time(request.text("until")),
         tail=None if tail == "all" else request.number("tail"),
     )
-    body = log_bytes(frames, tty=tty, timestamps=request.flag("timestamps"))
+    details = details_text(log_details(container)) if request.flag("details") else b""
+    stamps = request.flag("timestamps")
+    body = log_bytes(frames, tty=tty, timestamps=stamps, details=details)
     return Response(200, body, content_type(tty, request.version))
 
 

@@ -88,21 +88,25 @@ async def _until_closed(connection: RawConnection) -> bool:
 
 
 async def log_bytes(
-    frames: AsyncIterator[LogFrame], *, tty: bool, timestamps: bool
+    frames: AsyncIterator[LogFrame], *, tty: bool, timestamps: bool, details: bytes = b""
 ) -> AsyncIterator[bytes]:
-    """Log frames as the bytes of `GET /containers/{id}/logs`."""
+    """Log frames as the bytes of `GET /containers/{id}/logs`.
+
+    Args:
+        details: stand before each line, after its time.
+    """
     line_open = {1: False, 2: False}
     async for frame in frames:
         payload = frame.payload
-        if timestamps:
-            payload = _stamped(payload, rfc3339(frame.time_ns, fixed=True), line_open[frame.stream])
+        if timestamps or details:
+            stamp = f"{rfc3339(frame.time_ns, fixed=True)} ".encode() if timestamps else b""
+            payload = _prefixed(payload, stamp + details, line_open[frame.stream])
             line_open[frame.stream] = not frame.payload.endswith(b"\n")
         yield payload if tty else multiplexed(frame.stream, payload)
 
 
-def _stamped(payload: bytes, stamp: str, line_open: bool) -> bytes:
-    """`payload` with `stamp` before each line that begins in it."""
-    prefix = stamp.encode("ascii") + b" "
+def _prefixed(payload: bytes, prefix: bytes, line_open: bool) -> bytes:
+    """`payload` with `prefix` before each line that begins in it."""
     lines = _lines(payload)
     head = b"" if line_open else prefix
     return head + prefix.join(lines) if lines else b""

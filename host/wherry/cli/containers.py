@@ -66,13 +66,21 @@ def _find(app: App, name: str, kind: str | None, size: bool) -> Any:
 @click.command("logs")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new output.")
 @click.option("-t", "--timestamps", is_flag=True, help="A time before each line.")
+@click.option("--details", is_flag=True, help="Labels, variables, tag as --log-opt names them.")
 @click.option("-n", "--tail", default="all", metavar="N", help="Only the last N lines.")
 @click.option("--since", default="", metavar="TIME", help="From this time on (or 10m ago).")
 @click.option("--until", default="", metavar="TIME", help="Up to this time (or 10m ago).")
 @click.argument("container")
 @pass_app
 def logs_command(
-    app: App, follow: bool, timestamps: bool, tail: str, since: str, until: str, container: str
+    app: App,
+    follow: bool,
+    timestamps: bool,
+    details: bool,
+    tail: str,
+    since: str,
+    until: str,
+    container: str,
 ) -> None:
     """Show a container's output."""
     facts = app.client.request("GET", f"/containers/{container}/json").json()
@@ -81,6 +89,7 @@ def logs_command(
         "stderr": 1,
         "follow": follow,
         "timestamps": timestamps,
+        "details": details,
         "tail": tail,
         "since": moment(since),
         "until": moment(until),

@@ -24,7 +24,8 @@ FLAGS = [
                  help="Between two checks in the start period (5s)."),
     click.option("--no-healthcheck", is_flag=True, help="Not even the image's."),
     click.option("--log-driver", metavar="DRIVER", help="json-file (the default), local, none."),
-    click.option("--log-opt", multiple=True, metavar="K=V", help="max-size, max-file."),
+    click.option("--log-opt", multiple=True, metavar="K=V",
+                 help="max-size, max-file, mode, labels, tag, …"),
     click.option("--memory-reservation", metavar="SIZE", help="Memory that it keeps if it can."),
 ]  # fmt: skip
 

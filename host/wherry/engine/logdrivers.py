@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from wherry.engine.logdetails import check_pattern, check_tag
 from wherry.engine.model import Json
 from wherry.errors import InvalidInput, NotImplementedYet
 
@@ -28,14 +29,15 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     NONE: (),
 }  # fmt: skip
 _ANY_DRIVER = ("mode", "max-buffer-size")
-_DETAILS = ("labels", "labels-regex", "env", "env-regex", "tag")
+
+_BUFFER = 1_000_000
+"""daemon/logger/ring.go: defaultRingMaxSize, 1e6."""
 
 _LOCAL_SIZE, _LOCAL_FILES = 20 * 1000 * 1000, 5
 """daemon/logger/local: defaultMaxFileSize, defaultMaxFileCount."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)b?", re.IGNORECASE)
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
-"""As go-units' FromHumanSize: decimal."""
+"""As go-units reads sizes: FromHumanSize is decimal, RAMInBytes (of the buffer) binary."""
 
 
 def driver(host_config: Mapping[str, Any]) -> str:
@@ -44,7 +46,7 @@ def driver(host_config: Mapping[str, Any]) -> str:
 
 
 def check_log_config(host_config: Mapping[str, Any]) -> None:
-    """Raises InvalidInput in Docker's words; NotImplementedYet for what only Docker has."""
+    """Raises InvalidInput in Docker's words; NotImplementedYet for what we have not."""
     name = driver(host_config)
     if name in _ELSEWHERE:
         raise NotImplementedYet(f"HostConfig.LogConfig.Type {name!r} is not implemented")
@@ -58,9 +60,10 @@ def check_log_config(host_config: Mapping[str, Any]) -> None:
             raise InvalidInput(f"unknown log opt '{option}' for {name} log driver")
         if not isinstance(value, str):
             raise InvalidInput(f"HostConfig.LogConfig.Config.{option} must be a string")
-        if option in _DETAILS:
-            raise NotImplementedYet(f"log option {option} is not implemented")
-    _check_mode(options)
+    for option in ("labels-regex", "env-regex"):
+        check_pattern(option, options.get(option, ""))
+    check_tag(options.get("tag", ""))
+    _buffer(options)
     _limits(name, options)
 
 
@@ -71,19 +74,27 @@ def log_params(host_config: Mapping[str, Any]) -> Json:
         return {"driver": "none"}
     options = (host_config.get("LogConfig") or {}).get("Config") or {}
     max_size, max_files = _limits(name, options)
-    return {"driver": "file", "max_size": max_size, "max_files": max_files}
+    found = {"driver": "file", "max_size": max_size, "max_files": max_files}
+    buffer = _buffer(options)
+    return {**found, "buffer": buffer} if buffer else found
 
 
-def _check_mode(options: Mapping[str, str]) -> None:
+def _buffer(options: Mapping[str, str]) -> int:
+    """Bytes that memory takes while the disk is full; 0: mode=blocking, the container waits."""
     mode = options.get("mode", "blocking")
-    if mode == "non-blocking":
-        raise NotImplementedYet("log option mode=non-blocking is not implemented")
-    if mode not in ("", "blocking"):
+    if mode not in ("", "blocking", "non-blocking"):
         raise InvalidInput(f"logger: logging mode not supported: {mode}")
-    if "max-buffer-size" in options:
-        raise InvalidInput(
-            "logger: 'max-buffer-size' option is only supported with 'non-blocking' mode"
-        )
+    size = options.get("max-buffer-size")
+    if mode != "non-blocking":
+        if size is not None:
+            raise InvalidInput(
+                "logger: 'max-buffer-size' option is only supported with 'non-blocking' mode"
+            )
+        return 0
+    buffer = _BUFFER if size is None else _parse_size(size, binary=True)
+    if buffer <= 0:
+        raise InvalidInput("max-buffer-size must be a positive number")
+    return buffer
 
 
 def _limits(name: str, options: Mapping[str, str]) -> tuple[int, int]:
@@ -112,10 +123,11 @@ def _limits(name: str, options: Mapping[str, str]) -> tuple[int, int]:
     return size, files
 
 
-def _parse_size(text: str) -> int:
+def _parse_size(text: str, *, binary: bool = False) -> int:
     if text == "-1":  # json-file's own word for "no limit"
         raise InvalidInput("max-size must be a positive number")
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InvalidInput(f"invalid size: '{text}'")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    power = "kmgtp".find(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if binary else 1000) ** power)
