@@ -1,6 +1,6 @@
 """The guest's end of the link: calls in; results, events and streams out; over one port.
 
-The rule: the protocol is `wire.Connection`'s, the bytes are `port.Port`'s; this module hands what
+The rule: the protocol is `wire.Connection`'s, the bytes are `lines.Lines`'; this module hands what
 the host asks to handlers, and what they answer back. Nothing here blocks. Stdlib only, any OS.
 """
 
@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from wherry_guest import wire
+from wherry_guest.lines import Lines
 from wherry_guest.loop import Loop, Timer
-from wherry_guest.port import Port, open_agent_port
+from wherry_guest.port import Ends, open_agent_port
 
 __all__ = [
     "DEFERRED",
@@ -22,6 +23,7 @@ __all__ = [
     "CallError",
     "Channel",
     "Deferred",
+    "Ends",
     "GuestStream",
     "Handler",
     "open_agent_port",
@@ -176,20 +178,20 @@ class GuestStream:
         if self._wire.room < -STREAM_QUEUE_LIMIT:
             raise BufferError(f"stream {self.id}: written on without waiting for on_writable")
         writable = self._channel._conn.streams.send(self._wire, data)
-        self._channel._port.flush_soon()
+        self._channel._lines.flush_soon()
         return writable
 
     def end(self) -> None:
         """Half-close, after what was written. Nothing happens when it was ended or reset before."""
         self._channel._conn.streams.end(self._wire)
-        self._channel._port.flush_soon()
+        self._channel._lines.flush_soon()
 
     def reset(self, reason: str) -> None:
         """Kill both directions at once; the host sees `reason`. Our `on_reset` is not called."""
         self._channel._conn.streams.reset(self._wire, reason)
         self._channel._streams.pop(self.id, None)
         self._held.clear()
-        self._channel._port.flush_soon()
+        self._channel._lines.flush_soon()
 
     def _received(self, data: bytes) -> None:
         if self._paused or self._data is None or self._held:
@@ -228,7 +230,7 @@ class GuestStream:
                 self._data(chunk)
         finally:
             self._delivering = False
-        self._channel._port.flush_soon()
+        self._channel._lines.flush_soon()
         if self._ended and not self._held and not self._paused and self._end is not None:
             callback_end, self._end = self._end, None
             callback_end()
@@ -257,7 +259,7 @@ class Channel:
         self._loop = loop
         self._handlers = handlers
         self._conn = wire.Connection(wire.Role.GUEST, hello)
-        self._port = Port(loop, open_port, self._conn, self._dispatch)
+        self._lines = Lines(loop, open_port, self._conn, self._dispatch)
         self._calls: dict[int, Call] = {}
         self._streams: dict[int, GuestStream] = {}
         self._settled: list[tuple[Callable[[], None], Timer]] = []
@@ -275,14 +277,19 @@ class Channel:
 
     def start(self) -> None:
         """Open the port and begin to serve."""
-        self._port.start()
+        self._lines.start()
 
     def close(self) -> None:
         """Stop serving and close the port; nothing that was queued is waited for."""
-        self._port.close()
+        self._lines.close()
         for _, timer in self._settled:
             timer.cancel()
         self._settled.clear()
+
+    def move(self, line: int | Ends, over: Callable[[], None] = lambda: None) -> None:
+        """Go on over another line, which is ours to close. When it ends `over` is called, and it
+        goes on over the port again."""
+        self._lines.move(line, over)
 
     @property
     def connected(self) -> bool:
@@ -300,7 +307,7 @@ class Channel:
         Returns its id, counted from 1.
         """
         event_id = self._conn.emit(name, payload, time.time_ns())
-        self._port.flush_soon()
+        self._lines.flush_soon()
         return event_id
 
     @property
@@ -334,7 +341,7 @@ class Channel:
         entry = (callback, self._loop.call_later(timeout, expire))
         self._settled.append(entry)
         self._conn.ping()
-        self._port.flush_soon()
+        self._lines.flush_soon()
 
     # What the connection says.
 
@@ -399,12 +406,12 @@ class Channel:
     def _answer(self, id: int, result: dict[str, Any] | None) -> None:
         self._conn.reply(id, result)
         del self._calls[id]
-        self._port.flush_soon()
+        self._lines.flush_soon()
 
     def _refuse(self, id: int, code: str, message: str, data: dict[str, Any] | None) -> None:
         self._conn.fail(id, code, message, data)
         del self._calls[id]
-        self._port.flush_soon()
+        self._lines.flush_soon()
 
 
 def _as_result(method: str, result: object) -> dict[str, Any] | None:

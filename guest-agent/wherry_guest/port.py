@@ -3,8 +3,8 @@
 The rule: it moves bytes between a descriptor and a `wire.Connection` and knows nothing of calls.
 The descriptor is a virtio-serial port, which is unlike a socket: without a host it reads as ended
 and polls as hung up *for ever*, so it is then asked by a timer instead; and a host that went and
-came again between two reads shows only by its HELLO. A socket works too: when it ends, it is opened
-anew. Stdlib only; imports anywhere, runs where there is `os.readv`.
+came again between two reads shows only by its HELLO. A socket works too, or a pair of pipes: when
+they end, they are opened anew. Stdlib only; imports anywhere, runs where there is `os.readv`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from wherry_guest import wire
 from wherry_guest.loop import Loop, Timer
@@ -40,27 +40,38 @@ LOOK_LIMIT: Final = 0.05
 """Seconds between two looks for a host: at first, and after back-off."""
 
 
+class Ends(NamedTuple):
+    """Two descriptors, of pipes: what we read, what we write."""
+
+    reader: int
+    writer: int
+
+
 class Port:
     """Connects a `wire.Connection` to the host, whenever there is one.
 
     Args:
-        open_port: gives a descriptor that we own and close, or raises OSError when there is none
-            yet (it is then tried again).
+        open_port: gives a descriptor (or two) that we own and close, or raises OSError when there
+            is none yet (it is then tried again).
         dispatch: takes what the connection says.
+        on_end: called when the host's end is gone and all is closed; the port is of no use then.
+            Without it, the host is waited for.
     """
 
     def __init__(
         self,
         loop: Loop,
-        open_port: Callable[[], int],
+        open_port: Callable[[], int | Ends],
         conn: wire.Connection,
         dispatch: Callable[[list[wire.Event]], None],
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._open_port = open_port
         self._conn = conn
         self._dispatch = dispatch
-        self._fd = -1
+        self._on_end = on_end
+        self._fd = self._out = -1
         self._reopens = False
         self._look_after = LOOK_FIRST
         self._look_timer: Timer | None = None
@@ -83,9 +94,7 @@ class Port:
         for timer in (self._look_timer, self._tick_timer):
             if timer is not None:
                 timer.cancel()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close_ends()
 
     def flush_soon(self) -> None:
         """Write what the connection has to send, at the end of this round."""
@@ -95,12 +104,14 @@ class Port:
 
     def _open(self) -> None:
         try:
-            self._fd = self._open_port()
+            opened = self._open_port()
         except OSError:
             self._look_later(self._open)
             return
-        _os.set_blocking(self._fd, False)
-        self._reopens = stat.S_ISSOCK(os.fstat(self._fd).st_mode)
+        self._fd, self._out = opened if isinstance(opened, Ends) else (opened, opened)
+        for end in (self._fd, self._out):
+            _os.set_blocking(end, False)
+        self._reopens = not stat.S_ISCHR(os.fstat(self._fd).st_mode)
         self._look()
 
     def _look(self) -> None:
@@ -128,9 +139,11 @@ class Port:
 
     def _host_gone(self) -> None:
         self._abandon()
-        if self._reopens:
-            os.close(self._fd)
-            self._fd = -1
+        if self._on_end is not None:
+            self.close()
+            self._on_end()
+        elif self._reopens:
+            self._close_ends()
             self._look_later(self._open)
         else:
             self._look_later(self._look)
@@ -140,8 +153,13 @@ class Port:
         self._backlog.clear()
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self._out)
         self._writing = False
+
+    def _close_ends(self) -> None:
+        for end in {self._fd, self._out} - {-1}:
+            os.close(end)
+        self._fd = self._out = -1
 
     def _on_readable(self) -> None:
         budget = ROUND_LIMIT
@@ -192,7 +210,7 @@ class Port:
                 self._set_writing(False)
                 return
             try:
-                count = _os.writev(self._fd, self._backlog)
+                count = _os.writev(self._out, self._backlog)
             except BlockingIOError:
                 break
             except OSError:
@@ -220,14 +238,14 @@ class Port:
 
     def _set_writing(self, on: bool) -> None:
         if on and not self._writing:
-            self._loop.add_writer(self._fd, self._flush)
+            self._loop.add_writer(self._out, self._flush)
         elif self._writing and not on:
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self._out)
         self._writing = on
 
 
-def open_agent_port() -> int:
-    """Open the virtio-serial port that the host named `wherry.agent`.
+def open_agent_port(name: str = PORT_NAME) -> int:
+    """Open the virtio-serial port that the host gave this name.
 
     By its name from udev where there is one, else by what /sys says of each port.
 
@@ -235,10 +253,10 @@ def open_agent_port() -> int:
         OSError: there is no such port (yet), or somebody has it open (EBUSY).
     """
     flags = _os.O_RDWR | _os.O_NONBLOCK | _os.O_CLOEXEC
-    named = Path("/dev/virtio-ports", PORT_NAME)
+    named = Path("/dev/virtio-ports", name)
     if named.exists():
         return os.open(named, flags)
     for name_file in Path("/sys/class/virtio-ports").glob("*/name"):
-        if name_file.read_text().strip() == PORT_NAME:
+        if name_file.read_text().strip() == name:
             return os.open(Path("/dev", name_file.parent.name), flags)
-    raise FileNotFoundError(f"no virtio-serial port is named {PORT_NAME}")
+    raise FileNotFoundError(f"no virtio-serial port is named {name}")

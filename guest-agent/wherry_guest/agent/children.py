@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,8 +44,16 @@ def sleep(loop: Loop, seconds: float) -> Promise[None]:
     return promise
 
 
-def run_program(loop: Loop, argv: Sequence[str], timeout: float) -> Promise[Finished]:
+def run_program(
+    loop: Loop,
+    argv: Sequence[str],
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+) -> Promise[Finished]:
     """Start a program with its output in a pipe and no input.
+
+    Args:
+        environment: what it finds there besides the usual.
 
     Raises:
         OSError: it could not be started (at once, not through the promise).
@@ -60,7 +68,7 @@ def run_program(loop: Loop, argv: Sequence[str], timeout: float) -> Promise[Fini
         pid = _os.posix_spawnp(
             argv[0],
             list(argv),
-            _ENVIRONMENT,
+            {**_ENVIRONMENT, **(environment or {})},
             file_actions=actions,
             setsigdef=[_signal.SIGPIPE],  # which we ignore
         )

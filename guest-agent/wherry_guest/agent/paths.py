@@ -64,6 +64,11 @@ class Paths:
     cgroups: Path = Path("/sys/fs/cgroup/containers")
 
     @property
+    def ssh_cgroup(self) -> Path:
+        """What people run in the machine itself."""
+        return self.cgroups.parent / "ssh"
+
+    @property
     def setup(self) -> Path:
         """The answer of this boot's `system.setup`."""
         return self.run / "setup.json"

@@ -53,6 +53,8 @@ async def shut_down(
             _signal(container, _SIGKILL)
     await _until_gone(loop, containers, KILL_TIMEOUT)
     await _delivered(channel)
+    if paths.ssh_cgroup.exists():  # last, since the link may run through it
+        kill_cgroup(paths.ssh_cgroup)
     containers.detach()
     layers.unmount_all()
     _os.sync()

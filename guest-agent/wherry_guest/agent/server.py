@@ -41,7 +41,9 @@ from wherry_guest.zygote import (
 
 if TYPE_CHECKING:
     from wherry_guest.agent.archive import Archives
+    from wherry_guest.agent.listening import Listening
     from wherry_guest.agent.snapshots import Snapshots
+    from wherry_guest.agent.sshserver import SshServer
 
 DIGEST_VARIABLE: Final = "WHERRY_AGENT_DIGEST"
 """PID 1 sets it for an agent that replaced another one."""
@@ -84,6 +86,8 @@ class Agent:
         self._execs = Execs(loop, zygote, self._containers, channel)
         self._snapshots: Snapshots | None = None
         self._archives: Archives | None = None
+        self._ssh: SshServer | None = None
+        self._listening: Listening | None = None
 
     def start(self) -> None:
         """Ask PID 1 for what it keeps; the rest follows its answer."""
@@ -174,6 +178,10 @@ class Agent:
             "system.shutdown": self._shutdown,
             "system.bytecode": later(self._bytecode),
             "agent.replace": later(self._replace),
+            "link.listen": later(self._when_ready(self._listen)),
+            "ssh.install": later(self._when_ready(self._install_ssh)),
+            "ssh.prepare": later(self._when_ready(lambda params: self._get_ssh().prepare(params))),
+            "ssh.connect": at_once(self._connect_ssh),
             "disk.grow": later(self._when_ready(self._grow_disk)),
             "layers.attach": later(self._attach_layers),
             "layers.detach": later(self._detach_layers),
@@ -245,6 +253,30 @@ class Agent:
                 self._get_channel,
             )
         return self._snapshots
+
+    def _get_ssh(self) -> SshServer:
+        if self._ssh is None:
+            from wherry_guest.agent.sshserver import SshServer  # here: as above
+
+            self._ssh = SshServer(self._loop, self._paths)
+        return self._ssh
+
+    async def _install_ssh(self, params: Params) -> Answer:
+        return await self._get_ssh().install(params, self._get_channel())
+
+    def _connect_ssh(self, params: Params) -> Answer:
+        from wherry_guest.agent.sshsession import serve_stream  # here: as above
+
+        stream = self._get_channel().stream(params.number("stream"))
+        serve_stream(self._get_ssh().open(), stream)
+        return None
+
+    async def _listen(self, params: Params) -> Answer:
+        if self._listening is None:
+            from wherry_guest.agent.listening import Listening  # here: as above
+
+            self._listening = Listening(self._loop, self._get_channel, self._get_ssh())
+        return await self._listening.listen(params)
 
     def _stats(self, params: Params) -> Answer:
         from wherry_guest.agent.figures import sample  # here: many machines are never asked

@@ -201,6 +201,13 @@ class Link:
         calls in flight have failed and streams were reset before."""
         self._on_peer_restart.append(callback)
 
+    def redirect(self, connect: Connect) -> None:
+        """Leave the present transport and open others by `connect` from now on; the session, with
+        all calls and streams, goes on over them."""
+        self._connect = connect
+        self._retry_after = RECONNECT_FIRST
+        self._gone.set()
+
     async def aclose(self) -> None:
         """Close the connection; calls in flight fail with LinkClosed, streams are reset."""
         self._shut(LinkClosed("the link to the machine was closed"))
@@ -222,10 +229,14 @@ class Link:
 
     async def _connect_once(self) -> None:
         """Open a transport and stay until it is lost."""
+        connect = self._connect
         try:
-            transport = await self._connect()
+            transport = await connect()
         except (OSError, LinkError) as error:
             self.last_error = error
+            return
+        if connect is not self._connect:  # redirected meanwhile
+            transport.close()
             return
         self._gone.clear()
         self._transport = transport
