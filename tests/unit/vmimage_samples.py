@@ -8,14 +8,14 @@ import lzma
 import struct
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pysequoia
 
-from wherry_image.archive import SUITES, Package
+from wherry_image.archive import SUITES, Package, Suite
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -180,10 +180,10 @@ class Archive:
         ).replace("Depends: \n", "")
         return Package(name, version, "amd64", digest, len(content), f"debian/{path}", depends)
 
-    def publish(self, **fields: str) -> None:
+    def publish(self, suites: Sequence[Suite] = SUITES, **fields: str) -> None:
         """Write the signed index of every suite; only the first has packages."""
-        for suite in SUITES:
-            text = "\n".join(self.packages.values()) if suite is SUITES[0] else ""
+        for suite in suites:
+            text = "\n".join(self.packages.values()) if suite is suites[0] else ""
             index = lzma.compress(text.encode())
             directory = self.root / suite.archive / "dists" / suite.name
             (directory / "main/binary-amd64").mkdir(parents=True, exist_ok=True)
