@@ -52,7 +52,7 @@ class Guard:
         watch = Watch(self._paths.engine_record)
         while self._alive() and not watch.beating:
             if (process := watch.hung()) is not None:
-                self._end(process)
+                end_engine(self._paths, self._machine, process)
                 return
             time.sleep(_BEAT_POLL_SECONDS)
 
@@ -69,7 +69,7 @@ class Guard:
         watch = Watch(self._paths.engine_record)
         while not readable(connection, LOOK_SECONDS):
             if (process := watch.hung()) is not None:
-                self._end(process)
+                end_engine(self._paths, self._machine, process)
                 raise EngineHung(
                     f"the engine of machine {self._machine!r} was hung and has been ended",
                     hint="run the command again: a new engine takes the machine over as it is",
@@ -81,25 +81,29 @@ class Guard:
         engine = recorded_engine(self._paths)
         return engine is not None and is_alive(engine)
 
-    def _end(self, engine: ProcessIdentity) -> None:
-        """End it, unless another client just did; return when it holds nothing any more."""
-        from wherry.osutil import LockHeld, kill, lock_file
 
-        with lock_file(self._paths.start_lock, timeout=_LOCK_SECONDS):
-            holder = recorded_engine(self._paths)
-            if holder != engine:
-                return
-            kill(engine)
-            try:
-                # The lock, not the process: a zombie's threads may still be closing its socket.
-                with lock_file(self._paths.engine_lock, timeout=_END_SECONDS):
-                    pass
-            except LockHeld:
-                raise EngineUnreachable(
-                    f"the engine of machine {self._machine!r} hangs in the kernel and cannot be"
-                    f" ended (process {engine.pid})",
-                    hint="a disk that does not answer is the usual cause; see wherry doctor",
-                ) from None
+def end_engine(paths: MachinePaths, machine: str, engine: ProcessIdentity) -> None:
+    """Kill it, unless another process just did; return when it holds nothing any more.
+
+    Raises:
+        EngineUnreachable: it cannot be killed.
+    """
+    from wherry.osutil import LockHeld, kill, lock_file
+
+    with lock_file(paths.start_lock, timeout=_LOCK_SECONDS):
+        if recorded_engine(paths) != engine:
+            return
+        kill(engine)
+        try:
+            # The lock, not the process: a zombie's threads may still be closing its socket.
+            with lock_file(paths.engine_lock, timeout=_END_SECONDS):
+                pass
+        except LockHeld:
+            raise EngineUnreachable(
+                f"the engine of machine {machine!r} hangs in the kernel and cannot be ended"
+                f" (process {engine.pid})",
+                hint="a disk that does not answer is the usual cause; see wherry doctor",
+            ) from None
 
 
 def recorded_engine(paths: MachinePaths) -> ProcessIdentity | None:

@@ -12,6 +12,7 @@ from wherry.errors import NotFound
 from wherry.images.comparing import Difference, MergedImage, compare
 from wherry.images.erofs.reader import ErofsImage
 from wherry.images.exploring import Exploration, explore
+from wherry.images.glance import glance
 from wherry.images.image import Image
 from wherry.images.layers import LayerFile
 from wherry.images.media import parse_config
@@ -73,6 +74,11 @@ class Upkeep:
         """Give up blobs that a registry has, too, and that no machine needs."""
         with disk_errors():
             return prune_blobs(self._parts)
+
+    def glance(self) -> list[str]:
+        """What is missing or cut off, in words; quick, `verify` is thorough."""
+        with disk_errors():
+            return glance(self._parts)
 
     def verify(
         self,
