@@ -11,7 +11,8 @@ import itertools
 import json
 import struct
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,11 @@ from typing import Any
 
 from wherry.engine.engine import Engine
 from wherry.engine.model import Attachment, Container, Event
-from wherry.errors import AgentError, ImageNotFound, LinkClosed
+from wherry.errors import AgentError, Conflict, ImageNotFound, LinkClosed
 from wherry.images.layers import LayerFile
 from wherry.images.store import Image
 from wherry.link import StreamReset
-from wherry.machine import MachineState
+from wherry.machine import MachineConfig, MachineState
 from wherry.paths import Home
 from wherry.settings import Settings
 
@@ -487,8 +488,19 @@ class FakeMachine:
         self.pins: dict[str, list[str]] = {}
         self.attached: list[str] = []
         self.busybox = busybox
+        self.config = MachineConfig(cpus=1, memory_mib=512, disk_gib=8, arch="amd64")
         self._on_link: list[Callable[[Any], None]] = []
         self._on_state: list[Callable[[MachineState], None]] = []
+
+    @asynccontextmanager
+    async def held(self, doing: str) -> AsyncIterator[None]:
+        if self.link is not None:
+            raise Conflict(f"the machine is {self.state.value}")
+        yield
+
+    async def stop(self) -> None:
+        if self.link is not None:
+            self.die()
 
     async def adopt(self) -> bool:
         if self.alive:

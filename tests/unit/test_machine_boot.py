@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from machine_fakes import FakeLink, fake_qemu
 
-from wherry.errors import AgentError, BootFailed, LinkClosed, LinkError, MachineError
+from wherry.errors import AgentError, BootFailed, Conflict, LinkClosed, LinkError, MachineError
 from wherry.machine import LayerDisk, Machine, MachineState
 from wherry.machine.accel import AccelChoice
 from wherry.machine.boot import Deadlines
@@ -145,6 +145,57 @@ def test_a_machine_starts_and_its_guest_is_set_up(root: Path) -> None:
         assert record["ready"]
         assert record["identity"]["pid"] == facts["pid"]
         assert (world.home.machine("m").data_disk).exists()
+
+    play(root, work)
+
+
+def test_a_running_machines_disk_grows_at_once_and_the_rest_is_pending(root: Path) -> None:
+    async def work(world: World) -> None:
+        machine = world.machine()
+        await machine.ensure_running()
+        await machine.change({"disk_gib": 3, "cpus": 2})
+        assert ("disk.grow", {"disk_serial": "wherry-data", "bytes": 3 << 30}) in world.links[
+            0
+        ].calls
+        facts = machine.inspect()
+        assert (facts["disk_gib"], facts["cpus"]) == (3, 1)
+        assert facts["pending"] == {"cpus": {"now": 1, "next": 2}}
+        await machine.aclose()
+        later = world.machine()  # another engine, which knows it from qemu.json
+        assert await later.adopt()
+        assert later.inspect()["pending"] == facts["pending"]
+        await later.stop()
+        assert (later.inspect()["cpus"], later.inspect()["pending"]) == (2, {})
+
+    play(root, work)
+
+
+def test_a_disk_that_grew_while_the_machine_was_off_is_filled_at_its_start(root: Path) -> None:
+    async def work(world: World) -> None:
+        machine = world.machine()
+        await machine.ensure_running()
+        await machine.stop()
+        await machine.change({"disk_gib": 3})
+        world.link_answers["disk.grow"] = AgentError("no room", code="failed")
+        await machine.ensure_running()
+        assert ("disk.grow", {"disk_serial": "wherry-data", "bytes": 3 << 30}) in world.links[
+            1
+        ].calls
+        assert "the data disk stays as large as it was: no room" in machine.notices
+
+    play(root, work)
+
+
+def test_a_machine_that_is_held_does_not_start(root: Path) -> None:
+    async def work(world: World) -> None:
+        machine = world.machine()
+        async with machine.held("is being cloned"):
+            with pytest.raises(Conflict, match="'m' is being cloned"):
+                await machine.ensure_running()
+        await machine.ensure_running()
+        with pytest.raises(Conflict, match="is running"):
+            async with machine.held("is being cloned"):
+                pass
 
     play(root, work)
 

@@ -80,7 +80,9 @@ def write_setting(file: Path, key: str, value: str) -> None:
 def with_setting(text: str, key: str, value: str) -> str:
     """YAML text with `key` (at the top level) set to the string `value`."""
     line = f'{key}: "{value}"'
-    changed, count = re.subn(rf"^{key}[ \t]*:.*$", line, text, count=1, flags=re.MULTILINE)
+    changed, count = re.subn(
+        rf"^[\"']?{key}[\"']?[ \t]*:.*$", line, text, count=1, flags=re.MULTILINE
+    )
     if count:
         return changed
     return text + ("" if not text or text.endswith("\n") else "\n") + line + "\n"
