@@ -67,3 +67,31 @@ def test_log_options_that_are_wrong_say_so(wherry: Wherry, name: str) -> None:
     out(wherry, "run", "--log-opt", "mode=non-blocking", "--log-opt", "max-buffer-size=1m",
         "--name", name, BUSYBOX, "echo", "line")  # fmt: skip
     assert out(wherry, "logs", name) == "line"
+
+
+def test_limits_of_block_io(wherry: Wherry, name: str) -> None:
+    rates = {"--device-read-bps": "1mb", "--device-write-iops": "50"}
+    flags = [word for flag, rate in rates.items() for word in (flag, f"/dev/vda:{rate}")]
+    shared = ("--cgroupns", "host", "--privileged")
+    out(wherry, "run", "-d", "--name", name, *flags, "--blkio-weight", "500", BUSYBOX,
+        "sleep", "1000")  # fmt: skip
+    full = out(wherry, "inspect", name, "-f", "{{.Id}}")
+    control = (
+        f"cat /sys/fs/cgroup/containers/{full}/io.max /sys/fs/cgroup/containers/{full}/io.weight"
+    )
+    shown = out(wherry, "run", "--rm", *shared, BUSYBOX, "sh", "-c", control)
+    assert "rbps=1048576" in shown and "wiops=50" in shown and "default 4950" in shown
+    out(wherry, "update", "--blkio-weight", "10", name)
+    assert "default 1\n" in out(wherry, "run", "--rm", *shared, BUSYBOX, "sh", "-c", control) + "\n"
+    wherry.out("update", "--blkio-weight", "1000", name)
+    done = wherry.docker("run", "--rm", "--device-read-bps", "/dev/none:1mb", BUSYBOX, "true")
+    assert done.returncode == 125 and b"limit the I/O of /dev/none" in done.stderr
+
+
+def test_restart_sends_the_signal_that_is_asked_for(wherry: Wherry, name: str) -> None:
+    script = "trap 'echo got it; exit 0' USR1; echo ready; while :; do sleep 0.1; done"
+    out(wherry, "run", "-d", "--name", name, BUSYBOX, "sh", "-c", script)
+    eventually("it is ready", lambda: "ready" in out(wherry, "logs", name))
+    out(wherry, "restart", "-s", "USR1", name)
+    assert "got it" in out(wherry, "logs", name)
+    wherry.out("rm", "-f", name)

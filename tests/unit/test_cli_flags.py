@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.cli.isolation import IsolationFlags, parse_device, parse_host, parse_ulimit
+from wherry.cli.limits import LimitFlags
 from wherry.cli.mounts import MountFlags, parse_mount
-from wherry.cli.options import ContainerOptions
+from wherry.cli.options import ContainerOptions, exposed_port
 from wherry.cli.run import create_command
 from wherry.errors import InvalidInput, WherryError
 
@@ -130,10 +131,47 @@ def test_any_text_is_a_mount_or_a_clear_refusal(text: str) -> None:
             assert "\n" not in error.message
 
 
+def test_limits_of_devices() -> None:
+    flags = LimitFlags(
+        blkio_weight=300,
+        blkio_weight_device=("/dev/vda:20",),
+        device_read_bps=("/dev/vda:1mb",),
+        device_write_iops=("/dev/vda:50",),
+    )
+    found = flags.host_config()
+    assert found["BlkioWeight"] == 300
+    assert found["BlkioWeightDevice"] == [{"Path": "/dev/vda", "Weight": 20}]
+    assert found["BlkioDeviceReadBps"] == [{"Path": "/dev/vda", "Rate": 1 << 20}]
+    assert found["BlkioDeviceWriteIOps"] == [{"Path": "/dev/vda", "Rate": 50}]
+    for wrong in ("vda:5", "/dev/vda", "/dev/vda:", "/dev/vda:x"):
+        with pytest.raises(InvalidInput):
+            LimitFlags(device_read_iops=(wrong,)).host_config()
+
+
+def test_ports_are_noted_and_labels_read(tmp_path: Path) -> None:
+    file = tmp_path / "labels"
+    file.write_text("# of a team\nteam=core\n\ntier=back\n")
+    options = ContainerOptions(
+        "x", (), label=("tier=front",), label_file=(str(file),), expose=("80", "53/udp")
+    )
+    body = options.body(attach=True)
+    assert body["Labels"] == {"team": "core", "tier": "front"}
+    assert body["ExposedPorts"] == {"80/tcp": {}, "53/udp": {}}
+    for wrong in ("0", "http", "80/icmp", "70000", "1-5"):
+        with pytest.raises(InvalidInput, match="invalid port"):
+            exposed_port(wrong)
+
+
+def test_only_the_streams_that_are_named_are_attached() -> None:
+    body = ContainerOptions("x", (), interactive=True, attach=("stderr",)).body(attach=True)
+    assert (body["AttachStdin"], body["AttachStdout"], body["AttachStderr"]) == (False, False, True)
+
+
 def test_no_flags_are_the_defaults_of_docker() -> None:
     body = ContainerOptions(image="x", command=()).body(attach=True)
     assert not body["Volumes"] and not body["Domainname"]
     set_by_us = IsolationFlags().host_config() | MountFlags().host_config()
+    set_by_us |= LimitFlags().host_config()
     assert {key: value for key, value in set_by_us.items() if value} == {}
 
 

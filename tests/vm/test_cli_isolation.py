@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import pytest
 from harness import Wherry
@@ -117,3 +118,20 @@ def test_privileged_containers_have_the_machines_devices(wherry: Wherry) -> None
     script = "test -c /dev/kmsg && test -b /dev/vda && echo yes; ls /dev/pts"
     output = wherry.out("run", "--rm", "--privileged", BUSYBOX, "sh", "-c", script)
     assert output == "yes\nptmx"
+
+
+def test_the_id_is_written_to_a_new_file(wherry: Wherry, tmp_path: Path) -> None:
+    file = tmp_path / "id"
+    wherry.out("run", "--rm", "--cidfile", str(file), BUSYBOX, "true")
+    assert len(file.read_text()) == 64
+    done = wherry.run("run", "--rm", "--cidfile", str(file), BUSYBOX, "true")
+    assert done.returncode == 125 and b"container ID file found" in done.stderr
+    file.unlink()
+    assert wherry.run("create", "--cidfile", str(file), "--ipc", "x", BUSYBOX).returncode
+    assert not file.exists()
+
+
+def test_only_the_stream_that_is_named_is_shown(wherry: Wherry) -> None:
+    script = "echo out; echo err >&2"
+    done = wherry.run("run", "--rm", "-a", "stderr", BUSYBOX, "sh", "-c", script, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"err\n")

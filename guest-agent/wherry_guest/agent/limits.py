@@ -25,6 +25,8 @@ def apply(cgroup: Path, resources: Mapping[str, Any]) -> None:
     before: list[tuple[Path, str]] = []
     for limit in wanted:
         name, value = limit.file, limit.value
+        if limit.instead is not None and not (cgroup / name).exists():
+            name, value = limit.instead
         file = cgroup / name
         try:
             old = file.read_text().strip()
@@ -39,6 +41,7 @@ def apply(cgroup: Path, resources: Mapping[str, Any]) -> None:
 def _restore(before: list[tuple[Path, str]]) -> None:
     for file, value in reversed(before):
         try:
-            file.write_text(value)
+            for line in value.splitlines():  # a file of weights by device takes one at a time
+                file.write_text(line)
         except OSError:
             continue  # what it was a moment ago is refused now: the first refusal is what is told

@@ -17,7 +17,7 @@ from typing import Any, Final
 from wherry_guest.agent.container import Container
 from wherry_guest.agent.kernel import is_safe_name, write_file
 from wherry_guest.agent.paths import ContainerPaths, Paths
-from wherry_guest.agent.request import FILES, Request, with_size
+from wherry_guest.agent.request import BLOCK_IO, FILES, Request, with_size
 from wherry_guest.agent.volumes import Volumes
 from wherry_guest.channel import CallError
 from wherry_guest.core.syscalls import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, Kernel
@@ -110,6 +110,8 @@ class Preparer:
                 linux["devices"] = [*(linux.get("devices") or []), *devices]
             else:  # nobody makes nodes in a user namespace: the machine's own are mounted
                 spec["mounts"] += [_bound_device(node) for node in nodes]
+        if request.block_io:
+            self._add_block_io(request, linux)
         spec["linux"] = linux
         return spec
 
@@ -214,6 +216,23 @@ class Preparer:
             resources["devices"] = [*resources["devices"], *rules]
         linux["resources"] = resources
         return list(nodes.values())
+
+    def _add_block_io(self, request: Request, linux: Spec) -> None:
+        resources = dict(linux.get("resources") or {})
+        limits = dict(resources.get("blockIO") or {})
+        for wanted in request.block_io:
+            path, limit = wanted["path"], wanted["limit"]
+            try:
+                status: Any = Path(path).stat()
+            except OSError as error:
+                words = f"limit the I/O of {path}: the machine has no such device"
+                raise _failed(words, error.errno or 0) from error
+            if not stat.S_ISBLK(status.st_mode):
+                raise _failed(f"limit the I/O of {path}: not a block device")
+            numbers = {"major": _os.major(status.st_rdev), "minor": _os.minor(status.st_rdev)}
+            item = {**numbers, BLOCK_IO[limit]: wanted["value"]}
+            limits[limit] = [*(limits.get(limit) or []), item]
+        linux["resources"] = {**resources, "blockIO": limits}
 
     def _wanted_devices(self, wanted: Mapping[str, str]) -> Iterator[_Node]:
         """One node, or all in a directory, as with Docker."""

@@ -17,6 +17,15 @@ from wherry_guest.channel import CallError
 
 FILES: Final = ("hosts", "hostname", "resolv.conf")
 
+BLOCK_IO: Final = {
+    "weightDevice": "weight",
+    "throttleReadBpsDevice": "rate",
+    "throttleWriteBpsDevice": "rate",
+    "throttleReadIOPSDevice": "rate",
+    "throttleWriteIOPSDevice": "rate",
+}
+"""Lists in `linux.resources.blockIO` of limits of single devices: how their number is called."""
+
 FILE, NONE = "file", "none"
 """Where output goes: to a log on the data disk, or to whoever is attached and nowhere else."""
 
@@ -39,7 +48,8 @@ class Options:
 class Request:
     """A start. `params` is the call's, for a start that repeats it.
 
-    `devices` have path (in the machine), target (in the container) and permissions (of `rwm`).
+    `devices` have path (in the machine), target (in the container) and permissions (of `rwm`);
+    `block_io` path (in the machine), limit (a list in `linux.resources.blockIO`) and value.
     `emulated`: its programs are of another architecture. `buffer`: bytes of output that memory
     takes while the disk is full; 0: the container waits.
     """
@@ -54,6 +64,7 @@ class Request:
     files_of: str | None
     devices: list[dict[str, str]]
     all_devices: bool
+    block_io: list[dict[str, Any]]
     size: tuple[int, int] | None
     driver: str
     limits: Limits
@@ -84,6 +95,7 @@ class Request:
             files_of=params.identifier("files_of") if params.given("files_of") else None,
             devices=_read_devices(params),
             all_devices=params.flag("all_devices"),
+            block_io=_read_block_io(params),
             size=read_size(params),
             driver=driver,
             limits=limits,
@@ -110,6 +122,18 @@ def _read_devices(params: Params) -> list[dict[str, str]]:
         if not values.text("permissions") or not set(device["permissions"]) <= set("rwm"):
             raise CallError("invalid", f"devices: permissions {device['permissions']!r}")
     return devices
+
+
+def _read_block_io(params: Params) -> list[dict[str, Any]]:
+    limits = params.items("block_io", dict) if params.given("block_io") else []
+    for limit in limits:
+        values = Params(limit)
+        values.number("value")
+        if not values.text("path").startswith("/"):
+            raise CallError("invalid", f"block_io: path {limit['path']!r} is not absolute")
+        if values.text("limit") not in BLOCK_IO:
+            raise CallError("invalid", f"block_io: limit {limit['limit']!r} is none")
+    return limits
 
 
 def read_size(params: Params) -> tuple[int, int] | None:

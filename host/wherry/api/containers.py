@@ -75,7 +75,9 @@ async def stop(engine: Engine, request: Request) -> Response:
 
 
 async def restart(engine: Engine, request: Request) -> Response:
-    await engine.containers.restart(request.args["id"], timeout=request.number("t"))
+    await engine.containers.restart(
+        request.args["id"], timeout=request.number("t"), signal=request.text("signal") or None
+    )
     return Response(204)
 
 

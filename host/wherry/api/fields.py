@@ -107,12 +107,12 @@ HOST_CONFIG: Mapping[str, Rule] = {
     "Memory": Rule(0, _anything),
     "NanoCpus": Rule(0, _anything),
     "CgroupParent": Rule("", _empty),
-    "BlkioWeight": Rule(0, _empty),
-    "BlkioWeightDevice": Rule([], _empty),
-    "BlkioDeviceReadBps": Rule([], _empty),
-    "BlkioDeviceWriteBps": Rule([], _empty),
-    "BlkioDeviceReadIOps": Rule([], _empty),
-    "BlkioDeviceWriteIOps": Rule([], _empty),
+    "BlkioWeight": Rule(0, _anything),
+    "BlkioWeightDevice": Rule([], _anything),
+    "BlkioDeviceReadBps": Rule([], _anything),
+    "BlkioDeviceWriteBps": Rule([], _anything),
+    "BlkioDeviceReadIOps": Rule([], _anything),
+    "BlkioDeviceWriteIOps": Rule([], _anything),
     "CpuPeriod": Rule(0, _anything),
     "CpuQuota": Rule(0, _anything),
     "CpuRealtimePeriod": Rule(0, _empty),
@@ -143,7 +143,7 @@ HOST_CONFIG: Mapping[str, Rule] = {
 
 _UPDATED = (
     "CpuShares", "CpuPeriod", "CpuQuota", "NanoCpus", "CpusetCpus", "CpusetMems", "Memory",
-    "MemorySwap", "MemoryReservation", "PidsLimit", "RestartPolicy",
+    "MemorySwap", "MemoryReservation", "PidsLimit", "BlkioWeight", "RestartPolicy",
 )  # fmt: skip
 
 UPDATE: Mapping[str, Rule] = {
@@ -173,14 +173,17 @@ _LISTS_OF_TEXT = (
     "Dns", "DnsOptions", "DnsSearch", "ExtraHosts", "GroupAdd", "SecurityOpt", "DeviceCgroupRules",
     "MaskedPaths", "ReadonlyPaths",
 )  # fmt: skip
-_LISTS_OF_OBJECTS = ("Mounts", "Devices", "Ulimits")
+_LISTS_OF_OBJECTS = (
+    "Mounts", "Devices", "Ulimits", "BlkioWeightDevice", "BlkioDeviceReadBps",
+    "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
+)  # fmt: skip
 _OBJECTS = (
     "Labels", "Volumes", "Tmpfs", "Sysctls", "Annotations", "RestartPolicy", "LogConfig",
     "Healthcheck",
 )  # fmt: skip
 _NUMBERS = (
     "Memory", "MemorySwap", "NanoCpus", "CpuPeriod", "CpuQuota", "CpuShares", "PidsLimit",
-    "ShmSize", "StopTimeout", "MemoryReservation", "OomScoreAdj",
+    "ShmSize", "StopTimeout", "MemoryReservation", "OomScoreAdj", "BlkioWeight",
 )  # fmt: skip
 
 

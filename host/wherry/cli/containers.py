@@ -127,7 +127,7 @@ def each(names: tuple[str, ...], action: Callable[[str], object]) -> None:
 
 
 @click.command("stop")
-@click.option("-t", "--time", "timeout", type=int, help="Seconds before it is killed.")
+@click.option("-t", "--timeout", "--time", "timeout", type=int, help="Seconds before it is killed.")
 @click.option("-s", "--signal", default="", help="The signal to send first.")
 @click.argument("containers", nargs=-1, required=True)
 @pass_app
@@ -141,16 +141,18 @@ def stop_command(app: App, timeout: int | None, signal: str, containers: tuple[s
 
 
 @click.command("restart")
-@click.option("-t", "--time", "timeout", type=int, help="Seconds before it is killed.")
+@click.option("-t", "--timeout", "--time", "timeout", type=int, help="Seconds before it is killed.")
+@click.option("-s", "--signal", default="", help="The signal to send first.")
 @click.argument("containers", nargs=-1, required=True)
 @pass_app
-def restart_command(app: App, timeout: int | None, containers: tuple[str, ...]) -> None:
+def restart_command(
+    app: App, timeout: int | None, signal: str, containers: tuple[str, ...]
+) -> None:
     """Stop and start containers."""
+    query = {"t": timeout, "signal": signal_name(signal) if signal else None}
     each(
         containers,
-        lambda name: app.client.request(
-            "POST", f"/containers/{name}/restart", query={"t": timeout}
-        ),
+        lambda name: app.client.request("POST", f"/containers/{name}/restart", query=query),
     )
 
 

@@ -42,6 +42,7 @@ def unpause_command(app: App, containers: tuple[str, ...]) -> None:
 @click.option("--memory-swap", metavar="SIZE", help="Memory and swap; -1: no limit.")
 @click.option("--memory-reservation", metavar="SIZE", help="Memory that it keeps if it can.")
 @click.option("--pids-limit", type=int, help="Number of processes; -1: no limit.")
+@click.option("--blkio-weight", type=int, help="Relative weight of block I/O, 10 to 1000.")
 @click.option("--restart", metavar="POLICY", help="no, always, unless-stopped, on-failure[:MAX].")
 @click.argument("containers", nargs=-1, required=True)
 @pass_app
@@ -71,6 +72,7 @@ def _changes(flags: dict[str, Any]) -> dict[str, Any]:
         "CpusetCpus": flags["cpuset_cpus"],
         "CpusetMems": flags["cpuset_mems"],
         "PidsLimit": flags["pids_limit"],
+        "BlkioWeight": flags["blkio_weight"],
     }
     body = {name: value for name, value in plain.items() if value is not None}
     for name, text in sizes.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,8 +13,9 @@ from typing import Any, TypeVar
 
 import click
 
-from wherry.cli import isolation, mounts, policies
+from wherry.cli import isolation, limits, mounts, policies
 from wherry.cli.isolation import IsolationFlags
+from wherry.cli.limits import LimitFlags
 from wherry.cli.mounts import MountFlags
 from wherry.cli.policies import PolicyFlags
 from wherry.errors import InvalidInput
@@ -40,6 +42,10 @@ class ContainerOptions:
     entrypoint: str | None = None
     hostname: str | None = None
     label: tuple[str, ...] = ()
+    label_file: tuple[str, ...] = ()
+    expose: tuple[str, ...] = ()
+    cidfile: str | None = None
+    attach: tuple[str, ...] = ()
     memory: str | None = None
     memory_swap: str | None = None
     cpus: str | None = None
@@ -60,13 +66,14 @@ class ContainerOptions:
     mounts: MountFlags = field(default_factory=MountFlags)
     isolation: IsolationFlags = field(default_factory=IsolationFlags)
     policies: PolicyFlags = field(default_factory=PolicyFlags)
+    limits: LimitFlags = field(default_factory=LimitFlags)
 
     @classmethod
     def read(cls, flags: dict[str, Any]) -> ContainerOptions:
         """Of a command's keyword arguments: flags of a kind are kept together."""
         mounts, isolation = _taken(MountFlags, flags), _taken(IsolationFlags, flags)
-        policies = _taken(PolicyFlags, flags)
-        return cls(**flags, mounts=mounts, isolation=isolation, policies=policies)
+        policies, limits = _taken(PolicyFlags, flags), _taken(LimitFlags, flags)
+        return cls(**flags, mounts=mounts, isolation=isolation, policies=policies, limits=limits)
 
     def body(self, *, attach: bool) -> dict[str, Any]:
         """The body of `POST /containers/create`. Raises InvalidInput for a value that is none."""
@@ -82,13 +89,14 @@ class ContainerOptions:
             "WorkingDir": self.workdir or "",
             "User": self.user or "",
             "Hostname": self.hostname or "",
-            "Labels": dict(_pair(label) for label in self.label),
+            "Labels": dict(_pair(label) for label in [*_lines(self.label_file), *self.label]),
+            "ExposedPorts": {exposed_port(text): {} for text in self.expose} or None,
             "Tty": self.tty,
             "OpenStdin": self.interactive,
-            "StdinOnce": self.interactive and attach,
-            "AttachStdin": self.interactive and attach,
-            "AttachStdout": attach,
-            "AttachStderr": attach,
+            "StdinOnce": self.interactive and attach and self.attaches("stdin"),
+            "AttachStdin": self.interactive and attach and self.attaches("stdin"),
+            "AttachStdout": attach and self.attaches("stdout"),
+            "AttachStderr": attach and self.attaches("stderr"),
             "StopSignal": self.stop_signal or "",
             "StopTimeout": self.stop_timeout,
             **self.mounts.config(),
@@ -99,8 +107,13 @@ class ContainerOptions:
                 **self.mounts.host_config(),
                 **self.isolation.host_config(),
                 **self.policies.host_config(),
+                **self.limits.host_config(),
             },
         }
+
+    def attaches(self, stream: str) -> bool:
+        """Whether this stream is asked for: all are, unless some are named."""
+        return not self.attach or stream in self.attach
 
     def _host_config(self) -> dict[str, Any]:
         memory = parse_size(self.memory) if self.memory else 0
@@ -135,6 +148,16 @@ def container_options(function: _F) -> _F:
         click.option("--entrypoint", help="Replace the image's entrypoint."),
         click.option("-h", "--hostname", help="The container's host name."),
         click.option("-l", "--label", multiple=True, metavar="K=V", help="Set a label."),
+        click.option("--label-file", multiple=True, metavar="FILE", help="Read labels."),
+        click.option("--expose", multiple=True, metavar="PORT[/tcp]", help="Note a port."),
+        click.option("--cidfile", metavar="FILE", help="Write the container's id to a new file."),
+        click.option(
+            "-a",
+            "--attach",
+            multiple=True,
+            type=click.Choice(["stdin", "stdout", "stderr"], case_sensitive=False),
+            help="Attach to this stream only.",
+        ),
         click.option("-m", "--memory", metavar="SIZE", help="Memory limit, as in 512m."),
         click.option("--memory-swap", metavar="SIZE", help="Memory and swap; -1: no limit."),
         click.option("--cpus", metavar="N", help="Number of CPUs, as in 1.5."),
@@ -161,6 +184,7 @@ def container_options(function: _F) -> _F:
         *mounts.FLAGS,
         *isolation.FLAGS,
         *policies.FLAGS,
+        *limits.FLAGS,
     ]
     for flag in reversed(flags):
         function = flag(function)
@@ -185,6 +209,11 @@ def _environment(entry: str) -> str:
 
 
 def _file_environment(files: Sequence[str]) -> list[str]:
+    return [_environment(line) for line in _lines(files)]
+
+
+def _lines(files: Sequence[str]) -> list[str]:
+    """Of all files, without comments and empty ones."""
     entries = []
     for file in files:
         try:
@@ -192,8 +221,16 @@ def _file_environment(files: Sequence[str]) -> list[str]:
         except OSError as error:
             raise InvalidInput(f"cannot read {file}: {error.strerror}") from error
         lines = [line.lstrip() for line in text.splitlines()]
-        entries += [_environment(line) for line in lines if line and not line.startswith("#")]
+        entries += [line for line in lines if line and not line.startswith("#")]
     return entries
+
+
+def exposed_port(text: str) -> str:
+    """`80` or `80/udp`, as the API has it. Raises InvalidInput."""
+    match = re.fullmatch(r"(\d{1,5})(/(?:tcp|udp|sctp))?", text)
+    if match is None or not 0 < int(match[1]) <= 65535:
+        raise InvalidInput(f"invalid port: {text}", hint="as in --expose 80 or --expose 53/udp")
+    return match[1] + (match[2] or "/tcp")
 
 
 def _pair(text: str) -> tuple[str, str]:

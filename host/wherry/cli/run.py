@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +16,7 @@ from wherry.cli.app import App, pass_app
 from wherry.cli.options import ContainerOptions, container_options, process_environment
 from wherry.cli.session import Session
 from wherry.client import EngineError
-from wherry.errors import WherryError
+from wherry.errors import InvalidInput, WherryError
 
 _PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 _ENGINE_FAILED = 125
@@ -43,6 +45,8 @@ def run_command(
 def _run(
     app: App, detach: bool, detach_keys: str, sig_proxy: bool, options: ContainerOptions
 ) -> int | None:
+    if detach and options.attach:
+        raise WherryError("conflicting options: cannot specify both --attach and --detach")
     if options.tty and options.interactive and not detach and not sys.stdin.isatty():
         raise WherryError("the input device is not a TTY", hint="leave out -t")
     container = _create(app, options, attach=not detach)
@@ -57,17 +61,23 @@ def _foreground(
     app: App, container: str, options: ContainerOptions, detach_keys: str, sig_proxy: bool
 ) -> int:
     client = app.client
+    stdin = options.interactive and options.attaches("stdin")
     # Attach and wait come before the start, so that no byte and no exit can be missed.
     stream = client.hijack(
         f"/containers/{container}/attach",
-        query={"stream": 1, "stdin": options.interactive, "stdout": 1, "stderr": 1},
+        query={
+            "stream": 1,
+            "stdin": stdin,
+            "stdout": options.attaches("stdout"),
+            "stderr": options.attaches("stderr"),
+        },
     )
     condition = "removed" if options.rm else "next-exit"
     waiting = client.stream("POST", f"/containers/{container}/wait", query={"condition": condition})
     client.request("POST", f"/containers/{container}/start")
     session = Session(
         tty=options.tty,
-        stdin=options.interactive,
+        stdin=stdin,
         resize=_resizer(app, f"/containers/{container}/resize"),
         forward=_forwarder(app, container) if sig_proxy else None,
         detach_keys=detach_keys,
@@ -90,6 +100,36 @@ def create_command(app: App, **flags: Any) -> None:
 def _create(app: App, options: ContainerOptions, *, attach: bool) -> str:
     """Create the container, fetching its image where needed; its id."""
     body = options.body(attach=attach)
+    with _id_file(options.cidfile) as file:
+        container = _posted(app, options, body)
+        if file is not None:
+            file.write_text(container, encoding="ascii")
+    return container
+
+
+@contextmanager
+def _id_file(path: str | None) -> Iterator[Path | None]:
+    """A new file for the id, which goes again when there is none. Raises InvalidInput."""
+    if path is None:
+        yield None
+        return
+    file = Path(path)
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        raise InvalidInput(
+            f"container ID file found, make sure the other container isn't running or delete {path}"
+        ) from None
+    except OSError as error:
+        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield file
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _posted(app: App, options: ContainerOptions, body: dict[str, Any]) -> str:
     progress.ensure_machine(app.client, quiet=options.quiet)
     if options.pull == "always":
         progress.pull(app, options.image, platform=options.platform, quiet=options.quiet)

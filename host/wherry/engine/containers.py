@@ -167,10 +167,12 @@ class Containers:
         number = signal_number(wanted, SIGTERM)
         await self._finish(self._stop(entry, number, timeout))
 
-    async def restart(self, ref: str, timeout: int | None = None) -> None:
-        """Stop it when it runs, and start it."""
+    async def restart(
+        self, ref: str, timeout: int | None = None, signal: str | int | None = None
+    ) -> None:
+        """Stop it when it runs, as `stop` does, and start it."""
         entry = self._registry.find(ref)
-        number = signal_number(entry.container.config.get("StopSignal"), SIGTERM)
+        number = signal_number(signal or entry.container.config.get("StopSignal"), SIGTERM)
         await self._finish(self._restart(entry, number, timeout))
 
     async def kill(self, ref: str, signal: str | int | None = None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wherry.engine.blockio import block_io, block_io_params, check_block_io
 from wherry.engine.config import CPU_PERIOD
 from wherry.engine.devices import check_devices, device_params, device_rules
 from wherry.engine.etc_files import check_names, hosts, resolv_conf
@@ -83,6 +84,7 @@ def check_isolation(config: Mapping[str, Any], host_config: Mapping[str, Any]) -
     check_userns(host_config)
     check_devices(host_config)
     check_limits(host_config)
+    check_block_io(host_config)
     check_security(host_config)
     check_names(config, host_config)
 
@@ -116,6 +118,7 @@ def start_params(
         "files_of": other or None,
         "devices": device_params(host_config),
         "all_devices": bool(host_config.get("Privileged")),
+        "block_io": block_io_params(host_config),
         "size": size if container.tty else None,
         "restart": restart_params(host_config),
         "health": _health(container, facts),
@@ -298,6 +301,8 @@ def resources(host_config: Mapping[str, Any]) -> Json:
         result["cpu"] = cpu
     if pids := host_config.get("PidsLimit"):
         result["pids"] = {"limit": max(-1, pids)}
+    if weights := block_io(host_config):
+        result["blockIO"] = weights
     return result
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wherry.engine.blockio import check_block_io
 from wherry.engine.config import checked_host_config
 from wherry.engine.model import Json
 from wherry.engine.policies import NO, check_restart_policy
@@ -15,7 +16,7 @@ from wherry.errors import Conflict, InvalidInput
 
 LIMITS = (
     "CpuShares", "CpuPeriod", "CpuQuota", "NanoCpus", "CpusetCpus", "CpusetMems", "Memory",
-    "MemorySwap", "MemoryReservation", "PidsLimit",
+    "MemorySwap", "MemoryReservation", "PidsLimit", "BlkioWeight",
 )  # fmt: skip
 
 _CPU_CONFLICTS = (
@@ -49,6 +50,7 @@ def updated_host_config(host_config: Mapping[str, Any], changes: Mapping[str, An
             )
         updated["RestartPolicy"] = policy
         check_restart_policy(updated)
+    check_block_io(updated)
     return checked_host_config(updated)
 
 
