@@ -18,15 +18,19 @@ async def inspect(engine: Engine, _request: Request) -> Response:
     return json_response(engine.machine.inspect())
 
 
-async def start(engine: Engine, _request: Request) -> Response:
-    """JSON lines: {"phase", "done", "total"}, …, then {"machine": its inspect}."""
+async def start(engine: Engine, request: Request) -> Response:
+    """JSON lines: {"phase", "done", "total"}, …, then {"machine": its inspect}.
+
+    `template`: restore a saved machine when there is a good one (the default).
+    """
+    template = request.flag("template", True)
 
     async def work(report: Report) -> Message:
         def progress(phase: str, done: int, total: int) -> None:
             report({"phase": phase, "done": done, "total": total})
 
         await engine.images.ensure_builtin(progress)
-        await engine.machine.ensure_running(progress)
+        await engine.machine.ensure_running(progress, template=template)
         return {"machine": engine.machine.inspect()}
 
     return json_lines(with_progress(work))

@@ -12,11 +12,12 @@ from wherry.cli.machines import existing
 @click.command("start")
 @click.argument("name", required=False)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--no-template", is_flag=True, help="Boot it, restore no saved machine.")
 @pass_app
-def start_command(app: App, name: str | None, quiet: bool) -> None:
+def start_command(app: App, name: str | None, quiet: bool, no_template: bool) -> None:
     """Start a machine (made when it does not exist)."""
     name = name or app.machine
-    progress.start_machine(app.client_of(name), quiet=quiet)
+    progress.start_machine(app.client_of(name), quiet=quiet, template=not no_template)
     click.echo(name)
 
 

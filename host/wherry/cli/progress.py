@@ -23,10 +23,15 @@ def ensure_machine(client: Client, *, quiet: bool = False) -> None:
         start_machine(client, quiet=quiet)
 
 
-def start_machine(client: Client, *, quiet: bool = False) -> dict[str, Any]:
-    """Start the machine; its inspect. Raises as the client does."""
+def start_machine(client: Client, *, quiet: bool = False, template: bool = True) -> dict[str, Any]:
+    """Start the machine; its inspect. Raises as the client does.
+
+    Args:
+        template: restore a saved machine when there is a good one.
+    """
+    query = {"template": template}
     facts: dict[str, Any] = follow(
-        client.lines("POST", "/wherry/v1/machine/start"), "machine", quiet=quiet
+        client.lines("POST", "/wherry/v1/machine/start", query=query), "machine", quiet=quiet
     )
     for notice in facts.get("notices") or ():
         print(f"wherry: {notice}", file=sys.stderr)
