@@ -247,9 +247,7 @@ class Engine:
         known = {entry.container.id for entry in self._registry}
         await asyncio.to_thread(leases.release_others, self._store, self.machine_name, known)
         containers = [entry.container for entry in self._registry]
-        await asyncio.to_thread(
-            leases.hold_missing, self._store, self.machine_name, containers
-        )
+        await asyncio.to_thread(leases.hold_missing, self._store, self.machine_name, containers)
         await asyncio.to_thread(leases.release_gone, self._store, machine_names(self._home))
         self.machine.on_link(self._link_changed)
         self.machine.on_state(self._state_changed)
