@@ -484,6 +484,7 @@ class FakeMachine:
         self.alive = alive
         self.link: FakeLink | None = None
         self.state = MachineState.STOPPED
+        self.paused: str | None = None
         self.boots = 0
         self.pins: dict[str, list[str]] = {}
         self.attached: list[str] = []

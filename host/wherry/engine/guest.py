@@ -17,6 +17,7 @@ from wherry.images.platform import parse_platform
 from wherry.images.store import Image
 from wherry.link import StreamReset
 from wherry.machine import LayerDisk, MachineState
+from wherry.machine.pausing import StillPaused
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,12 @@ class Guest:
         return self.link if self._machine.state is MachineState.RUNNING else None
 
     def need_link(self) -> LinkPort:
-        """The link of a machine that runs. Raises MachineError."""
+        """The link of a machine that runs, and is not paused. Raises MachineError."""
         link = self.link
         if link is None:
             raise MachineError("the machine is not running", hint="start it: wherry machine start")
+        if self._machine.paused is not None:
+            raise StillPaused(self._machine.paused)
         return link
 
     async def running_link(self) -> LinkPort:

@@ -12,6 +12,7 @@ from wherry.errors import MachineError
 from wherry.machine.boot import RunningQemu
 from wherry.machine.console import Console
 from wherry.machine.endpoints import forget_sockets
+from wherry.machine.pausing import DISK_FULL, StillPaused, has_room
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import QemuRecord, read_record
 from wherry.osutil import is_alive, terminate
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 _QMP_TIMEOUT = 10.0
 
 _RUNS = "running"
-_CAN_GO_ON = ("paused", "io-error")
+_BY_HAND, _IO_ERROR = "paused", "io-error"
+_CAN_GO_ON = (_BY_HAND, _IO_ERROR)
 """RunState (qapi/run-state.json): stopped by a full disk or by hand; `cont` lets it go on."""
 
 
@@ -30,6 +32,9 @@ async def find_running(paths: MachinePaths) -> RunningQemu | None:
     """The running QEMU of this machine, connected to; None when there is none that can go on.
 
     One that cannot (its start was broken off, its guest has ended, it does not answer) is ended.
+
+    Raises:
+        StillPaused: it waits for room on the host's disk.
     """
     record = read_record(paths.qemu_record)
     alive = record is not None and is_alive(record.identity)
@@ -41,20 +46,30 @@ async def find_running(paths: MachinePaths) -> RunningQemu | None:
             await asyncio.to_thread(terminate, record.identity)
         _forget(paths)
         return None
-    if record is None or not alive or not record.ready or not await _goes_on(qmp):
+    if record is None or not alive or not record.ready or not await _goes_on(qmp, paths):
         await _end(qmp, record if alive else None)
         _forget(paths)
         return None
     return RunningQemu(record=record, qmp=qmp, console=await _console(paths), child=None)
 
 
-async def _goes_on(qmp: Qmp) -> bool:
+async def _goes_on(qmp: Qmp, paths: MachinePaths) -> bool:
+    """Whether its guest runs, or does again.
+
+    Raises:
+        MachineError: it stands still because the host's disk is full; nothing is ended then.
+    """
     try:
         status = (await qmp.execute("query-status", timeout=_QMP_TIMEOUT))["status"]
+        if status == _IO_ERROR and not has_room(paths.data_disk):
+            await qmp.aclose()
+            raise StillPaused(DISK_FULL)
         if status in _CAN_GO_ON:
             logger.info("the machine was %s: letting it go on", status)
             await qmp.execute("cont", timeout=_QMP_TIMEOUT)
             return True
+    except StillPaused:
+        raise
     except MachineError as error:
         logger.warning("QEMU answers no questions: %s", error)
         return False

@@ -44,6 +44,23 @@ def boot_failed(
     return BootFailed("\n".join(lines), phase=phase, hint=cause.remedy if cause else hint)
 
 
+def end_of_guest(cause: str | None, panic: str | None, status: int | None) -> tuple[bool, str]:
+    """Why a guest that ran is gone: whether that is a failure, and the reason in words.
+
+    Args:
+        cause: QEMU's ShutdownCause (qapi/run-state.json); None: QEMU did not say.
+        panic: what the kernel gave up with.
+        status: QEMU's exit status.
+    """
+    if cause == "guest-shutdown":
+        return False, "the guest powered itself off"
+    if cause in ("guest-reset", "guest-panic"):
+        return True, panic or "the guest's kernel gave up"
+    if status is not None and status < 0:
+        return True, f"QEMU was ended by signal {-status}"
+    return True, "QEMU ended unexpectedly"
+
+
 def ending(status: int | None) -> str | None:
     """How QEMU ended, in words; None: it did not, or nobody knows."""
     if status is None:

@@ -26,10 +26,12 @@ from wherry.machine.config import (
     write_config,
 )
 from wherry.machine.growing import apply_at_once
+from wherry.machine.epitaph import end_of_guest
 from wherry.machine.guest import LinkPort
 from wherry.machine.image import upgrade_image
 from wherry.machine.inspecting import configuration_facts, running_facts
 from wherry.machine.layers import LayerDisk, LayerPool
+from wherry.machine.pausing import Pauses
 from wherry.machine.timeline import Recorder
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -73,6 +75,7 @@ class _Running:
     vm: RunningQemu
     link: LinkPort
     layers: LayerPool
+    pauses: Pauses
     guest_ended: str | None = None
     """Why, in QEMU's word (ShutdownCause), once it has."""
 
@@ -127,6 +130,11 @@ class Machine:
     def link(self) -> LinkPort | None:
         """The link to the agent; None unless the machine runs."""
         return self._running.link if self._running else None
+
+    @property
+    def paused(self) -> str | None:
+        """Why the guest stands still; None while it runs, and when it is off."""
+        return self._running.pauses.reason if self._running else None
 
     @property
     def config(self) -> MachineConfig:
@@ -224,6 +232,7 @@ class Machine:
                 if self._starting is None:
                     self._starting = self._spawn(self._start(template), "machine start")
                 await asyncio.shield(self._starting)
+            await self._running.pauses.go_on()
             return self._running.link
         finally:
             if progress is not None:
@@ -328,6 +337,7 @@ class Machine:
             "name": self.name,
             "state": self._state.value,
             "reason": self._reason,
+            "paused": self.paused,
             "notices": list(self.notices),
             **configuration_facts(self.config, self._paths, record),
         }
@@ -378,7 +388,8 @@ class Machine:
         async def call(method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
             return await link.call(method, params, timeout=timeout)
 
-        return _Running(vm, link, LayerPool(vm.qmp, call, self._pins))
+        pauses = Pauses(vm.qmp, self._paths.data_disk, self._spawn, self._notice)
+        return _Running(vm, link, LayerPool(vm.qmp, call, self._pins), pauses)
 
     def _enter(self, running: _Running) -> None:
         self._running = running
@@ -406,17 +417,9 @@ class Machine:
 
     async def _bury(self, running: _Running) -> None:
         await running.vm.kill(grace=2.0)  # it is gone, or of no use without its control connection
-        status = running.vm.exit_status()
-        console = running.vm.console
-        if running.guest_ended == "guest-shutdown":
-            end, reason = MachineState.STOPPED, "the guest powered itself off"
-        elif running.guest_ended in ("guest-reset", "guest-panic"):
-            panic = console.panic if console else None
-            end, reason = MachineState.FAILED, panic or "the guest's kernel gave up"
-        elif status is not None and status < 0:
-            end, reason = MachineState.FAILED, f"QEMU was ended by signal {-status}"
-        else:
-            end, reason = MachineState.FAILED, "QEMU ended unexpectedly"
+        panic = running.vm.console.panic if running.vm.console else None
+        failed, reason = end_of_guest(running.guest_ended, panic, running.vm.exit_status())
+        end = MachineState.FAILED if failed else MachineState.STOPPED
         logger.error("the machine is gone: %s", reason)
         await self._leave(running, end, reason)
 
@@ -430,6 +433,11 @@ class Machine:
     async def _powered_off(self, running: _Running, grace: float) -> bool:
         """Ask the guest to end and wait; a link that breaks meanwhile may be that very end."""
         params = {"timeout": round(grace)}
+        try:
+            await running.pauses.go_on()
+        except MachineError as error:
+            logger.warning("the guest cannot be asked to shut down: %s", error)
+            return False
         try:
             await running.link.call("system.shutdown", params, timeout=grace + _POWER_OFF_TIMEOUT)
         except AgentError as error:
