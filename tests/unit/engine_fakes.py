@@ -508,7 +508,7 @@ class FakeMachine:
             self._up()
         return self.alive
 
-    async def ensure_running(self, progress: Any = None) -> FakeLink:
+    async def ensure_running(self, progress: Any = None, *, template: bool = True) -> FakeLink:
         if self.link is None:
             await asyncio.sleep(0)
             self.boots += 1

@@ -26,9 +26,9 @@ _ACCELERATORS = ("tcg", "kvm")
 
 
 def can_restore(spec: VmSpec, link: str) -> bool:
-    """Whether such machines can be saved: QEMU must be able to, and no device may be addressed
-    (vsock's cid, SSH's keys) before the machine is itself."""
-    return sys.platform != "win32" and spec.accel in _ACCELERATORS and link == "serial"
+    """Whether such machines can be saved: QEMU must be able to (it is not with a vsock device of
+    vhost's, whose address would be the saved machine's)."""
+    return sys.platform != "win32" and spec.accel in _ACCELERATORS and link != "vsock"
 
 
 class SavedMachine:
