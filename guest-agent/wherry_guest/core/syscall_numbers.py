@@ -198,7 +198,7 @@ _TABLES: Final[Mapping[str, str]] = {
         "clock_adjtime syncfs 308 setns getcpu 312 kcmp finit_module sched_setattr "
         "sched_getattr renameat2 seccomp getrandom memfd_create kexec_file_load bpf 323 "
         "userfaultfd membarrier mlock2 copy_file_range 329 pkey_mprotect pkey_alloc pkey_free "
-        "statx io_pgetevents rseq 447 memfd_secret 453 map_shadow_stack 512 rt_sigaction "
+        "statx io_pgetevents rseq uretprobe 447 memfd_secret 453 map_shadow_stack 512 rt_sigaction "
         "rt_sigreturn ioctl readv writev recvfrom sendmsg recvmsg execve ptrace rt_sigpending "
         "rt_sigtimedwait rt_sigqueueinfo sigaltstack timer_create mq_notify kexec_load waitid "
         "set_robust_list get_robust_list vmsplice move_pages preadv pwritev rt_tgsigqueueinfo "
