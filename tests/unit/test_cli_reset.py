@@ -18,7 +18,7 @@ from wherry.cli.clearing import items_of_reset, remove
 from wherry.cli.main import run
 from wherry.cli.uninstalling import docker_contexts, package_removal
 from wherry.client import Client
-from wherry.osutil import identify, is_alive, spawn_detached
+from wherry.osutil import identify, is_alive, spawn_detached, wait_gone
 from wherry.osutil.pulse import read_holder
 from wherry.paths import Home
 
@@ -130,7 +130,7 @@ def test_an_engine_that_answers_is_asked_to_end(home: Home) -> None:
     client.close()
     assert holder is not None
     assert run(["uninstall", "--force"]) == 0
-    assert not is_alive(holder.identity)
+    assert wait_gone(holder.identity, 10)
     assert not home.root.exists()
 
 
