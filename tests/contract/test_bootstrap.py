@@ -133,15 +133,6 @@ def test_nothing_is_left_of_the_making(wherry: Wherry, image: str) -> None:
     assert wherry.out("images", "-q", "--filter", "dangling=true") == ""
 
 
-def test_a_foreign_architecture_is_said_to_be_impossible_yet(wherry: Wherry, image: str) -> None:
-    here = facts(wherry, NAME)["Architecture"]
-    other = {"amd64": "arm64", "arm64": "amd64"}[here]
-    done = wherry.run("image", "bootstrap", "--arch", other, "-t", "foreign:1")
-    assert done.returncode == 1
-    assert f"packages of {other} cannot be configured here".encode() in done.stderr
-    assert b"hint: bootstrap it on" in done.stderr
-
-
 def test_a_package_that_does_not_exist_is_said(wherry: Wherry) -> None:
     done = wherry.run("image", "bootstrap", "--include", "no-such-package", timeout=120)
     assert done.returncode == 1

@@ -9,7 +9,6 @@ from wherry.api.http import Request, Response, Route, json_lines
 from wherry.api.progress import Message, Report, with_progress
 from wherry.build.bootstrap import parse_recipe
 from wherry.errors import InvalidInput
-from wherry.images.platform import default_platform
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -30,7 +29,7 @@ async def create(engine: Engine, request: Request) -> Response:
     body = _checked(request.json())
     recipe = parse_recipe(
         body.get("distribution") or "debian",
-        body.get("architecture") or default_platform().architecture,
+        body.get("architecture") or engine.emulation.native.architecture,
         body.get("include") or (),
         slim=bool(body.get("slim")),
     )

@@ -21,9 +21,9 @@ from wherry.build.tree import FileTree
 from wherry.engine.containers import Containers
 from wherry.engine.images import Images
 from wherry.engine.snapshots import READ_SIZE, Snapshots
-from wherry.errors import ImageBuildError, NotImplementedYet, WherryError
+from wherry.errors import ImageBuildError, WherryError
 from wherry.images.committing import Commit
-from wherry.images.platform import Platform, default_platform
+from wherry.images.platform import Platform
 from wherry.images.store import Image
 
 log = logging.getLogger(__name__)
@@ -78,15 +78,7 @@ class Bootstrapper:
 
         Raises:
             InvalidInput, ImageBuildError: as the steps do; a package cannot be configured.
-            NotImplementedYet: the architecture is not this machine's.
         """
-        here = default_platform().architecture
-        if recipe.architecture != here:
-            raise NotImplementedYet(
-                f"packages of {recipe.architecture} cannot be configured here: this machine runs "
-                f"{here} programs only, as yet",
-                hint=f"bootstrap it on a {recipe.architecture} host, and save or push it there",
-            )
         packages = await asyncio.to_thread(
             bootstrap.get_packages,
             recipe,
