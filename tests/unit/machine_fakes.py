@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ class FakeStream:
 class FakeLink:
     """Answers calls from `answers`: a value, an exception, or a function of the params."""
 
-    def __init__(self, connection: asyncio.StreamWriter | None = None) -> None:
+    def __init__(self, connection: asyncio.StreamWriter | socket.socket | None = None) -> None:
         self.peer: dict[str, Any] = {"agent": {"digest": "d1"}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {

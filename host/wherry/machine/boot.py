@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from wherry.errors import BootFailed, LinkError, MachineError
 from wherry.machine.argv import VmSpec, qemu_argv
@@ -45,6 +45,11 @@ _STATUS_SECONDS = 0.5
 """A keeper ends a moment after its QEMU."""
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +134,15 @@ async def start_qemu(
             console = await Console.connect(paths.serial_socket, paths.console_log)
             qmp = await Qmp.connect(paths.qmp_socket, timeout=deadlines.spawned)
             await qmp.execute("query-status")
-    except (MachineError, OSError) as error:
+    except BaseException as error:
         by_itself = await asyncio.to_thread(wait_gone, record.identity, 0.5)
         status = exit_status(child) if by_itself else None
         await asyncio.to_thread(terminate, record.identity, grace=1.0)
         for connection in (qmp, console):
             if connection is not None:
                 await connection.aclose()
+        if not isinstance(error, MachineError | OSError):
+            raise
         raise boot_failed(
             "spawned",
             ending(status) or _reason(error),
@@ -292,8 +299,10 @@ async def _to_the_end(work: Callable[[], T]) -> T:
 
 
 async def drop(task: asyncio.Future[Any]) -> None:
-    """Cancel it and wait for its end."""
+    """Cancel it and wait for its end; what it has brought all the same is closed."""
     task.cancel()
     await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # looked at, so that asyncio does not complain
+    if not task.cancelled() and task.exception() is None:
+        result = task.result()
+        if isinstance(result, _Closable):
+            await result.aclose()
