@@ -1,4 +1,4 @@
-"""A log whose container never waits for a full disk."""
+"""What an ended container, or one that never waits, does with output that finds no place."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from fake_loop import FakeLoop
 from test_agent_logs import FakeSink, frames
 
 from wherry_guest.agent.logfile import LogFile
-from wherry_guest.agent.logs import Log
+from wherry_guest.agent.logs import Log, Unlogged
 from wherry_guest.agent.ring import RETRY, RingLog
+from wherry_guest.agent.stdio import LogPump
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="splice")
 
@@ -122,3 +123,21 @@ def test_other_errors_are_not_hidden(
     os.write(pipe[1], b"x")
     with pytest.raises(OSError, match="broken"):
         log.take(pipe[0], 1)
+
+
+def test_a_reader_who_does_not_read_keeps_no_ended_container(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    loop = FakeLoop()
+    log = Unlogged(loop, tmp_path / "log", 0, expected=False)
+    log.start()
+    sink = FakeSink(credit=1)
+    log.follow(sink, 0, follow=True)
+    os.write(pipe[1], b"some")
+    assert log.take(pipe[0], 1) == 4 and not log.ready
+    os.write(pipe[1], b"more")
+    ended: list[bool] = []
+    pump = LogPump(loop, log, 1, os.dup(pipe[0]), lambda: ended.append(True))
+    pump.give_up()
+    assert ended == [True] and pump.lost == 4
+    assert [payload for _, payload in frames(sink.received)] == [b"some"]

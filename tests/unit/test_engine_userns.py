@@ -148,3 +148,10 @@ def test_the_setting_is_one_of_two_words(tmp_path: Path) -> None:
     file.write_text("userns: auto\n")
     with pytest.raises(InvalidInput, match="userns must be one of host, private"):
         load_settings(file, {})
+
+
+def test_the_engine_says_whether_it_maps_by_default(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        assert not world.engine.containers.mapped_by_default
+
+    play(tmp_path, scene)

@@ -83,14 +83,15 @@ class LogPump:
         return self._pipe < 0
 
     def give_up(self) -> None:
-        """Take what is there now, then close, whatever is in the way."""
+        """Take what is there now, as far as it finds a place, then close. What is left is told."""
         if self.done:
             return
         try:
-            while self._log.take(self._pipe, self._stream):
+            while self._log.ready and self._log.take(self._pipe, self._stream):
                 pass
-        except OSError:  # the disk is full: the last words have no place, and that is told
-            self.lost = bytes_available(self._pipe)
+        except OSError:
+            pass  # the disk is full: the last words have no place
+        self.lost = bytes_available(self._pipe)
         self._finish()
 
     def detach(self) -> None:

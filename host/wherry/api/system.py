@@ -102,6 +102,8 @@ async def info(engine: Engine, _request: Request) -> Response:
         "Labels": [],
         "ExperimentalBuild": False,
     }
+    if engine.containers.mapped_by_default:
+        facts["SecurityOptions"].append("name=userns")  # Docker's word for a daemon that remaps
     facts.update(await asyncio.to_thread(engine.info))
     return json_response(facts)
 

@@ -79,6 +79,11 @@ class Containers:
         self._stopper = Stopper(registry, events, guest)
         self._operations: set[asyncio.Task[Any]] = set()
 
+    @property
+    def mapped_by_default(self) -> bool:
+        """Whether a container that says nothing has a user namespace."""
+        return self._userns != HOST
+
     async def create(
         self,
         name: str | None,

@@ -13,7 +13,7 @@ from needs import require
 
 from ..bench import BUSYBOX, Bench
 from ..measure import Samples
-from ..report import Row
+from ..report import Row, Target
 
 TITLE = "Streams (256 MiB through the whole stack, with start and end of the container; 1 GiB)"
 BLOCK = 64 * 1024
@@ -26,17 +26,19 @@ def rows(bench: Bench) -> Iterator[Row]:
     bench.vm_image()
     with bench.commands("streams", 1024) as wherry:
         wherry.run("machine", "start", check=True, timeout=300)
-        out = ("run", "--rm", BUSYBOX, "dd", "if=/dev/zero", f"bs={BLOCK}", f"count={BLOCKS}")
+        dd = (BUSYBOX, "dd", "if=/dev/zero", f"bs={BLOCK}", f"count={BLOCKS}")
+        out, unlogged = ("run", "--rm", *dd), ("run", "--rm", "--log-driver", "none", *dd)
         both = ("run", "--rm", "-i", BUSYBOX, "cat")
-        for what, arguments, feed in (
-            ("stdout of `dd` to a pipe", out, False),
-            ("stdin and stdout of `cat`", both, True),
+        for what, arguments, feed, target in (
+            ("stdout of `dd` to a pipe, with its log kept", out, False, Target(50)),
+            ("stdout of `dd` to a pipe, `--log-driver none`", unlogged, False, Target(100)),
+            ("stdin and stdout of `cat`", both, True, None),
         ):
             ours, theirs = Samples(), Samples()
             for _ in range(bench.few):
                 ours.add(_rate(wherry, wherry.argv(*arguments), feed))
                 theirs.add(_rate(wherry, ["docker", *arguments], feed))
-            yield Row(what, "MB/s", ours, theirs, "`docker`")
+            yield Row(what, "MB/s", ours, theirs, "`docker`", target)
 
 
 def _rate(wherry: Wherry, argv: Sequence[str], feed: bool) -> float:
