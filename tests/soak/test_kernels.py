@@ -28,7 +28,7 @@ def series(request: pytest.FixtureRequest, wherry: Wherry) -> Iterator[str]:
 
 
 def test_each_series_runs_containers(wherry: Wherry, series: str) -> None:
-    common = ("-M", "series", "run", "--rm", "-v", "v:/data")
+    common = ("-M", "series", "run", "--rm", "-v", "vol:/data")
     shown = wherry.out(*common, "localhost/busybox", "sh", "-c", SCRIPT, timeout=400)
     version = shown.splitlines()[-1]
     assert shown.splitlines()[:2] == ["x", "0::/"]

@@ -93,24 +93,14 @@ class Engine:
         self._registry = Registry(state, self.events, volumes)
         self._guest = Guest(machine, store)
         native = native_platform(machine)
-        self.emulation = Emulation(
-            machine,
-            EmulatorSource(
-                native.architecture,
-                home.packages,
-                home.vm_locks,
-                home.emulators,
-                settings.debian_mirror,
-            ),
-            lambda: self._guest_facts,
-        )
-        prefix = leases.holder_prefix(machine_name)
+        emulators = _emulator_source(home, settings, native.architecture)
+        self.emulation = Emulation(machine, emulators, lambda: self._guest_facts)
         self.images = Images(
             store,
             machine,
             self._registry,
             self.events,
-            prefix,
+            leases.holder_prefix(machine_name),
             native,
             lambda architecture: builtin_layout(architecture, home, settings.debian_mirror),
         )
@@ -138,12 +128,9 @@ class Engine:
         self.sampler = Sampler(self._registry, self._guest)
         self.sizes = Sizes(self._guest, store)
         self.snapshots = Snapshots(self._registry, self.events, self._guest, self.images)
+        packages = Sources(home.packages, home.image_locks, settings.debian_mirror)
         self.bootstrapper = Bootstrapper(
-            self.containers,
-            self.snapshots,
-            self.images,
-            Sources(home.packages, home.image_locks, settings.debian_mirror),
-            home.ingest,
+            self.containers, self.snapshots, self.images, packages, home.ingest
         )
         self.cloner = Cloner(home, machine_name, machine, store, state)
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
@@ -339,3 +326,9 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task failed", exc_info=error)
+
+
+def _emulator_source(home: Home, settings: Settings, architecture: str) -> EmulatorSource:
+    return EmulatorSource(
+        architecture, home.packages, home.vm_locks, home.emulators, settings.debian_mirror
+    )
