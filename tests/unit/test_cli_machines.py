@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +151,20 @@ def test_docker_is_told_the_socket_or_the_pipe(tmp_path: Path) -> None:
     assert docker_host(paths) == f"unix://{tmp_path / 'api.sock'}"
     pipe = MachinePaths(root=tmp_path, sockets=tmp_path, pipe=r"\\.\pipe\wherry-m-12")
     assert docker_host(pipe) == "npipe:////./pipe/wherry-m-12"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a home of one's own has sockets here")
+def test_a_machine_whose_state_is_a_newer_versions_can_be_removed() -> None:
+    from harness import Wherry  # its terminals are not Windows's
+
+    with tempfile.TemporaryDirectory(prefix="wm-") as root:
+        wherry = Wherry(Home(Path(root)))
+        state = wherry.home.machine("m").state_db
+        state.parent.mkdir(parents=True)
+        with contextlib.closing(sqlite3.connect(state)) as connection:
+            connection.execute("PRAGMA user_version = 999")
+        refused = wherry.run("machine", "rm", "m", input=b"y\n")
+        assert refused.returncode == 1
+        assert b"of version 999" in refused.stderr
+        assert wherry.out("machine", "rm", "-f", "m") == "m"
+        assert not state.parent.exists()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.machines import existing, remove_files, settle
-from wherry.errors import Conflict
+from wherry.client import Client
+from wherry.errors import Conflict, EngineUnreachable
 
 
 @click.command("rm")
@@ -21,7 +24,13 @@ from wherry.errors import Conflict
 def rm_command(app: App, force: bool, keep_disk: bool, name: str | None) -> None:
     """Remove a machine, its containers and its data disk."""
     client = existing(app, name)
-    state = client.request("GET", "/wherry/v1/machine").json()["state"]
+    try:
+        state = client.request("GET", "/wherry/v1/machine").json()["state"]
+    except EngineUnreachable:
+        if not force:
+            raise
+        _remove_without_engine(client, keep_disk)
+        return
     if state == "running" and not force:
         raise Conflict(
             f"machine {client.machine!r} is running",
@@ -32,5 +41,19 @@ def rm_command(app: App, force: bool, keep_disk: bool, name: str | None) -> None
         click.confirm(f"Remove machine {client.machine!r}, {what}?", abort=True)
     client.request("POST", "/wherry/v1/machine/remove", query={"keep_disk": keep_disk})
     settle(client, asked=True)
+    remove_files(client.paths, keep_disk=keep_disk)
+    click.echo(client.machine)
+
+
+def _remove_without_engine(client: Client, keep_disk: bool) -> None:
+    """No engine can be started, perhaps since the machine's state is damaged or a newer Wherry's:
+    end its QEMU by the record of it. Any machine's next engine gives up what it holds."""
+    from wherry.osutil import ProcessIdentity, terminate
+
+    try:
+        record = json.loads(client.paths.qemu_record.read_bytes())
+        terminate(ProcessIdentity(**record["identity"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none that could be read: then none is known to run
     remove_files(client.paths, keep_disk=keep_disk)
     click.echo(client.machine)
