@@ -65,9 +65,16 @@ class Execs:
                 held.ended.set_result(None)
 
     def create(self, ref: str, config: Mapping[str, Any]) -> Exec:
-        """Note an exec in a running container. Raises Conflict, NotFound, InvalidInput."""
+        """Note an exec in a running container.
+
+        Raises:
+            Conflict, NotFound, InvalidInput.
+            MachineError: the machine is paused; said now, since `start` can only write it into
+                the stream.
+        """
         entry = self._registry.find(ref)
         self._need_running(entry)
+        self._guest.need_moving()
         command = config.get("Cmd") or []
         if not command:
             raise InvalidInput("No exec command specified")

@@ -50,9 +50,13 @@ class Guest:
         link = self.link
         if link is None:
             raise MachineError("the machine is not running", hint="start it: wherry machine start")
+        self.need_moving()
+        return link
+
+    def need_moving(self) -> None:
+        """Raises StillPaused (a MachineError) when the machine runs and is paused."""
         if self._machine.paused is not None:
             raise StillPaused(self._machine.paused)
-        return link
 
     async def running_link(self) -> LinkPort:
         """The link; the machine is started when it is off. Raises MachineError."""

@@ -1,0 +1,114 @@
+"""What keeps a user from being stuck: a hung engine, a paused machine, a look from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tarfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Wherry, eventually
+
+pytestmark = pytest.mark.vm
+
+LONG_AGO = (1_000_000_000, 1_000_000_000)
+
+
+@pytest.fixture
+def container(wherry: Wherry) -> Iterator[str]:
+    """A container that runs."""
+    name = f"rescue-{uuid.uuid4().hex[:8]}"
+    wherry.run("run", "-d", "--name", name, "localhost/busybox", "sleep", "1000", check=True)
+    yield name
+    wherry.run("rm", "-f", name, check=True)
+
+
+def qmp(wherry: Wherry, command: str) -> dict[str, object]:
+    """Execute a command through the rescue socket, as somebody with a QMP shell would."""
+    path = wherry.home.machine("default").rescue_socket
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(20)
+        connection.connect(os.fspath(path))
+        with connection.makefile("rwb") as file:
+            file.readline()  # the greeting
+            answer: dict[str, object] = {}
+            for wanted in ("qmp_capabilities", command):
+                file.write(json.dumps({"execute": wanted}).encode() + b"\n")
+                file.flush()
+                while "return" not in (answer := json.loads(file.readline())):
+                    assert "error" not in answer, answer
+            value = answer["return"]
+            assert isinstance(value, dict)
+            return value
+
+
+def test_a_hung_engine_is_replaced_and_containers_run_on(wherry: Wherry, container: str) -> None:
+    paths = wherry.home.machine("default")
+    hung = wherry.engine_pid()
+    os.kill(hung, signal.SIGSTOP)
+    os.utime(paths.engine_record, LONG_AGO)  # it has hung for a while
+    assert wherry.out("exec", container, "echo", "alive", timeout=120) == "alive"
+    assert wherry.engine_pid() != hung
+    state = json.loads(wherry.out("inspect", container))[0]["State"]
+    assert (state["Status"], state["Error"]) == ("running", "")
+
+
+def test_a_machine_that_was_paused_says_so_and_goes_on(wherry: Wherry, container: str) -> None:
+    qmp(wherry, "stop")
+    paused = eventually(
+        "the engine knows that the machine is paused",
+        lambda: json.loads(wherry.out("machine", "inspect"))[0]["paused"],
+    )
+    assert "QMP" in str(paused)
+    done = wherry.run("exec", container, "true")
+    assert done.returncode != 0
+    assert b"the machine is paused" in done.stderr
+    assert b"wherry machine start lets it go on" in done.stderr
+    doctor = wherry.run("doctor", "--offline", "--json")
+    found = {it["name"]: it for it in json.loads(doctor.stdout)}
+    assert found["machine default"]["status"] == "warn"
+    wherry.run("machine", "start", check=True)
+    assert wherry.out("exec", container, "echo", "on") == "on"
+
+
+def test_the_timeline_shows_the_phases_of_the_start(wherry: Wherry) -> None:
+    wherry.run("machine", "start", check=True, timeout=120)
+    starts = json.loads(wherry.out("machine", "timeline", "--json"))
+    good = [start for start in starts if start["failed"] is None]
+    names = [phase["name"] for phase in good[-1]["phases"]]
+    assert {"qemu", "disk", "ready"} <= set(names)
+    assert ("restore" in names) != ("kernel" in names)
+    assert "TOTAL" in wherry.out("machine", "timeline")
+
+
+def test_doctor_finds_nothing_wrong_with_a_running_machine(wherry: Wherry) -> None:
+    wherry.run("machine", "start", check=True, timeout=120)
+    done = wherry.run("doctor", "--offline", "--json", timeout=120)
+    found = json.loads(done.stdout)
+    assert not [it for it in found if it["status"] == "fail"], found
+    details = {it["name"]: it["detail"] for it in found}
+    assert details["machine default"].startswith("it runs")
+    assert "answers" in details["engine default"]
+
+
+def test_a_support_bundle_holds_the_machine_and_no_home(wherry: Wherry, tmp_path: Path) -> None:
+    wherry.run("machine", "start", check=True, timeout=120)
+    target = tmp_path / "bundle.tar.gz"
+    wherry.run("support-bundle", "--offline", str(target), check=True, timeout=120)
+    with tarfile.open(target) as tar:
+        texts = {
+            member.name.removeprefix("wherry-support/"): file.read().decode()
+            for member in tar.getmembers()
+            if (file := tar.extractfile(member)) is not None
+        }
+    assert json.loads(texts["machines/default/inspect.json"])["state"] == "running"
+    assert "virtio-scsi" in texts["machines/default/qemu.json"]
+    assert texts["machines/default/engine.log"]
+    assert any(
+        "ready" in str(start) for start in json.loads(texts["machines/default/timeline.json"])
+    )
