@@ -173,6 +173,10 @@ class FakeAgent:
         await asyncio.sleep(0)
         return await handler(**{key.replace("from", "from_"): params[key] for key in params})
 
+    async def _emulators_register(self, diff_id: str, formats: list[Any]) -> dict[str, Any]:
+        names = [it["name"] for it in formats]
+        return {"registered": names, "native": []}
+
     # What happens in the guest.
 
     def output(self, container_id: str, data: bytes, stream: int = 1, time_ns: int = 1) -> None:

@@ -15,7 +15,7 @@ from wherry.engine.facts import GuestFacts
 from wherry.engine.model import Container, Json
 from wherry.engine.ports import LinkPort, MachinePort, Progress
 from wherry.errors import MachineError
-from wherry.images.platform import Platform, default_platform, matches, parse_platform
+from wherry.images.platform import Platform, matches, parse_platform
 from wherry.machine import LayerDisk
 
 HOLDER = "emulators"
@@ -146,6 +146,5 @@ class Emulation:
 
 
 def native_platform(machine: MachinePort) -> Platform:
-    """What the machine runs by itself."""
-    architecture = machine.inspect().get("arch")
-    return Platform("linux", architecture) if architecture else default_platform()
+    """What the machine runs by itself. Raises StorageError when its configuration is damaged."""
+    return Platform("linux", machine.config.arch)
