@@ -36,11 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         listener = _inherited() if options.inherited else listen_unix(paths.api_socket)
         with listener:
-            run(home, options.machine, settings, listener, options.spawned_ns)
+            try:
+                run(home, options.machine, settings, listener, options.spawned_ns)
+            except WherryError as error:  # told before a waiting client's connection is cut
+                return _complain(error)
     except WherryError as error:
-        print(f"{error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
-        return error.exit_code
+        return _complain(error)
     return 0
+
+
+def _complain(error: WherryError) -> int:
+    """To the log, whose last line a client shows; the exit code."""
+    print(f"{error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 def _inherited() -> socket.socket:
