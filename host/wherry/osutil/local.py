@@ -42,7 +42,10 @@ async def connect_local(factory: Callable[[], P], path: Path) -> tuple[asyncio.T
     if sys.platform == "win32":
         protocol = factory()
         handle = await asyncio.to_thread(open_pipe, path)
-        return _pipe_transport(_pipe_handle(handle), protocol), protocol
+        connected = loop.create_future()  # done when the protocol has its transport
+        transport = _pipe_transport(_pipe_handle(handle), protocol, connected)
+        await connected
+        return transport, protocol
     return await loop.create_unix_connection(factory, os.fspath(path))
 
 
@@ -113,10 +116,13 @@ def _pipe_handle(handle: int) -> Any:
     return asyncio.windows_utils.PipeHandle(handle)
 
 
-def _pipe_transport(pipe: Any, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+def _pipe_transport(
+    pipe: Any, protocol: asyncio.BaseProtocol, connected: asyncio.Future[None] | None = None
+) -> asyncio.Transport:
     """As `create_pipe_connection` makes it (CPython, asyncio/windows_events.py), which would open
     the pipe itself, whoever's it is."""
-    transport: asyncio.Transport = _proactor_loop()._make_duplex_pipe_transport(pipe, protocol)
+    loop = _proactor_loop()
+    transport: asyncio.Transport = loop._make_duplex_pipe_transport(pipe, protocol, connected)
     return transport
 
 
