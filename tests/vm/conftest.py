@@ -14,6 +14,7 @@ import pytest
 from vm_loop import LoopThread
 
 from wherry.machine import Machine
+from wherry.machine.bringup import Tools
 from wherry.paths import Home
 from wherry.settings import Settings
 
@@ -41,11 +42,16 @@ def vm_settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def machine(vm_home: Home, vm_settings: Settings, loop: LoopThread) -> Iterator[Machine]:
-    """A running machine for all tests of the run: leave it as you found it."""
+    """A running machine for all tests of the run, a restored one: leave it as you found it."""
 
     async def make() -> Machine:
-        made = Machine("shared", vm_home, vm_settings)
+        made = Machine("shared", vm_home, vm_settings, tools=Tools(bake_after=0, bake_idle=False))
         await made.ensure_running()
+        if not made.inspect()["restored"]:
+            await made.until_template()
+            await made.stop()
+            await made.ensure_running()
+        assert made.inspect()["restored"]
         return made
 
     async def end(made: Machine) -> None:

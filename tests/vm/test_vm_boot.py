@@ -74,7 +74,7 @@ def test_a_cold_boot_and_its_phases(
     def progress(phase: str, done: int, total: int) -> None:
         phases.setdefault(phase, time.monotonic() - begun)
 
-    link = loop.run(machine.ensure_running(progress), timeout=300)
+    link = loop.run(machine.ensure_running(progress, template=False), timeout=300)
     ready = time.monotonic() - begun
     with capsys.disabled():
         times = ", ".join(f"{phase} {at:.2f} s" for phase, at in phases.items())
@@ -167,5 +167,5 @@ def test_a_kernel_that_says_nothing_fails_at_its_deadline(
 ) -> None:
     tools = Tools(deadlines=Deadlines(kernel=0.2))
     with pytest.raises(BootFailed, match=r"nothing more was heard of it within 0\.2 s") as caught:
-        loop.run(make_machine("slow", tools=tools).ensure_running(), timeout=300)
+        loop.run(make_machine("slow", tools=tools).ensure_running(template=False), timeout=300)
     assert caught.value.phase == "kernel"

@@ -67,6 +67,8 @@ class Tools:
     endpoints: Endpoints = field(default_factory=default_endpoints)
     bake_after: float = 2.0
     """Seconds after a boot until a template is made, so that the first commands go undisturbed."""
+    bake_idle: bool = True
+    """Whether that has the lowest priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class _Job:
     files: BootFiles
     spec: VmSpec
     start: Callable[[VmSpec, MachinePaths], Awaitable[RunningQemu]]
+    note: str | None
+    """For the user, when it is news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ class Bringup:
         """
         if (leftover := await find_running(self.paths)) is not None:
             await leftover.quit()  # `adopt` would have taken it over
-        job = await asyncio.to_thread(self._job, config, image)
+        job = await asyncio.to_thread(self._prepare, config, image)
         self.report(PHASES[0], 0, len(PHASES))
         attempt = await self._attempt(job) if template else None
         if isinstance(attempt, tuple):
@@ -129,7 +133,8 @@ class Bringup:
             if saved is None or saved.known():
                 return
             await asyncio.sleep(self.tools.bake_after)
-            await saved.bake(job.start, self._link_to, self.tools.deadlines)
+            idle = self.tools.bake_idle
+            await saved.bake(job.start, self._link_to, self.tools.deadlines, idle=idle)
         except (WherryError, OSError) as error:
             logger.warning("no template is made, later starts boot: %s", error)
 
@@ -199,15 +204,20 @@ class Bringup:
             return None
         return vm, link
 
-    def _job(self, config: MachineConfig, image: VmImage) -> _Job:
+    def _prepare(self, config: MachineConfig, image: VmImage) -> _Job:
         """What must be there before QEMU starts. Blocking."""
+        job = self._job(config, image)
+        if job.note is not None:
+            self.notice(job.note)
+        ensure_disk(self.paths.data_disk, config.disk_gib * _GIB)
+        return job
+
+    def _job(self, config: MachineConfig, image: VmImage) -> _Job:
+        """Blocking."""
         digest = self.tools.agent_digest()
         files = BootFiles(image.initrd.parent, image.initrd, digest)
         qemu = self.tools.find_qemu(config.arch, self.settings.qemu)
         choice = self.tools.choose_accel(qemu, config.accel, self.home.probes)
-        if choice.note is not None:
-            self.notice(choice.note)
-        ensure_disk(self.paths.data_disk, config.disk_gib * _GIB)
         spec = VmSpec(
             name=self.name,
             qemu=qemu,
@@ -227,7 +237,7 @@ class Bringup:
             deadlines=self.tools.deadlines,
             endpoints=self.tools.endpoints,
         )
-        return _Job(config, image, files, spec, start)
+        return _Job(config, image, files, spec, start, choice.note)
 
     def _saved(self, job: _Job) -> SavedMachine | None:
         """The template of such starts, made or not; None: they cannot have one, or should not."""

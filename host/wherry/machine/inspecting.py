@@ -38,6 +38,7 @@ def running_facts(record: QemuRecord) -> dict[str, Any]:
         "accel": record.accel,
         "pid": record.identity.pid,
         "started_ns": record.started_ns,
+        "restored": "-incoming" in record.argv,
         "image": record.image_key,
         "qemu": record.argv[0],
         "kernel_file": record.argv[record.argv.index("-kernel") + 1],

@@ -103,6 +103,7 @@ class Machine:
         self._running: _Running | None = None
         self._starting: asyncio.Task[LinkPort] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._baking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._pins: dict[str, frozenset[str]] = {}
         self._progress: list[Progress] = []
@@ -237,6 +238,11 @@ class Machine:
         finally:
             if progress is not None:
                 self._progress.remove(progress)
+
+    async def until_template(self) -> None:
+        """Wait until the template that follows a boot is made, or is known not to be possible."""
+        if self._baking is not None:
+            await asyncio.wait({self._baking})
 
     async def prepare_image(self, progress: Progress | None = None) -> VmImage:
         """The VM image, built when it is missing. Starts nothing.
@@ -381,7 +387,8 @@ class Machine:
         finally:
             self._starting = None
         self._enter(running)
-        self._spawn(self._bringup.make_template(config, image), "machine template")
+        making = self._bringup.make_template(config, image)
+        self._baking = self._spawn(making, "machine template")
         return running.link
 
     def _assemble(self, vm: RunningQemu, link: LinkPort) -> _Running:

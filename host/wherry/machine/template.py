@@ -114,6 +114,7 @@ def template_key(spec: VmSpec, image_key: str) -> str:
     facts = [
         FORMAT,
         image_key,
+        [file.stat().st_size for file in (spec.kernel, spec.initrd) if file.exists()],
         _file_facts(spec.qemu.binary),
         spec.qemu.version,
         qemu_argv(shape, dict.fromkeys(CHARDEVS, "")),
@@ -150,7 +151,7 @@ class Templates:
             if trouble is not None:
                 self._drop(key)
                 raise TemplateDamaged(trouble)
-            (template.directory / "used").touch()
+            (template.directory / "used").touch(0o600)
             ourselves = identify(os.getpid())
             if ourselves is not None:
                 _write_user(template, ourselves)
@@ -181,7 +182,7 @@ class Templates:
             "origin": asdict(origin),
         }
         (files / "users").mkdir(mode=0o700)
-        (files / "used").touch()
+        (files / "used").touch(0o600)
         _write_manifest(files, manifest)
         with self._locked():
             self._drop(key)
