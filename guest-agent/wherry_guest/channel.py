@@ -286,7 +286,7 @@ class Channel:
             timer.cancel()
         self._settled.clear()
 
-    def move(self, line: int | Ends, over: Callable[[], None] = lambda: None) -> None:
+    def move(self, line: Ends, over: Callable[[], None] = lambda: None) -> None:
         """Go on over another line, which is ours to close. When it ends `over` is called, and it
         goes on over the port again."""
         self._lines.move(line, over)

@@ -64,7 +64,7 @@ class Lines:
         """Write what the connection has to send, at the end of this round."""
         self._port.flush_soon()
 
-    def move(self, ends: int | Ends, over: Callable[[], None] = lambda: None) -> None:
+    def move(self, ends: Ends, over: Callable[[], None] = lambda: None) -> None:
         """Use this line from now on, until it ends; then call `over`.
 
         The caller knows that a host is behind it.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -41,10 +41,14 @@ LOOK_LIMIT: Final = 0.05
 
 
 class Ends(NamedTuple):
-    """Two descriptors, of pipes: what we read, what we write."""
+    """What we read and what we write; the same, or two pipes.
+
+    `piece`: bytes that a write may have at most; 0: as many as there are.
+    """
 
     reader: int
     writer: int
+    piece: int = 0
 
 
 class Port:
@@ -72,6 +76,7 @@ class Port:
         self._dispatch = dispatch
         self._on_end = on_end
         self._fd = self._out = -1
+        self._piece = 0
         self._reopens = False
         self._look_after = LOOK_FIRST
         self._look_timer: Timer | None = None
@@ -108,7 +113,8 @@ class Port:
         except OSError:
             self._look_later(self._open)
             return
-        self._fd, self._out = opened if isinstance(opened, Ends) else (opened, opened)
+        ends = opened if isinstance(opened, Ends) else Ends(opened, opened)
+        self._fd, self._out, self._piece = ends
         for end in (self._fd, self._out):
             _os.set_blocking(end, False)
         self._reopens = not stat.S_ISCHR(os.fstat(self._fd).st_mode)
@@ -210,7 +216,7 @@ class Port:
                 self._set_writing(False)
                 return
             try:
-                count = _os.writev(self._out, self._backlog)
+                count = _os.writev(self._out, self._next())
             except BlockingIOError:
                 break
             except OSError:
@@ -225,6 +231,18 @@ class Port:
         if self._backlog:
             self._dispatch(self._conn.events())
         return bool(self._backlog)
+
+    def _next(self) -> Iterable[memoryview]:
+        """What one write takes of the backlog."""
+        if not self._piece:
+            return self._backlog
+        taken, room = [], self._piece
+        for part in self._backlog:
+            taken.append(part[:room])
+            room -= len(taken[-1])
+            if not room:
+                break
+        return taken
 
     def _written(self, count: int) -> None:
         backlog = self._backlog

@@ -122,6 +122,31 @@ class MachinePaths:
         return self.root / "engine.json"
 
     @property
+    def ssh_key(self) -> Path:
+        """Logs in to this machine, and to no other."""
+        return self.root / "ssh" / "id_ed25519"
+
+    @property
+    def ssh_known_hosts(self) -> Path:
+        """The key that the machine's SSH server has since the last boot, for OpenSSH."""
+        return self.root / "ssh" / "known_hosts"
+
+    @property
+    def vsock_record(self) -> Path:
+        """The machine's vsock: its number and, where there is one, the daemon."""
+        return self.root / "vsock.json"
+
+    @property
+    def vsock_socket(self) -> Path:
+        """The vsock daemon's, for connections to the guest."""
+        return self.sockets / "vsock.sock"
+
+    @property
+    def vhost_socket(self) -> Path:
+        """The vsock daemon's, for QEMU."""
+        return self.sockets / "vhost.sock"
+
+    @property
     def timeline(self) -> Path:
         """How the last starts went."""
         return self.root / "timeline.json"
@@ -206,6 +231,11 @@ class Home:
     def emulators(self) -> Path:
         """Layers with the emulators for programs of other architectures."""
         return self.root / "cache" / "emulators"
+
+    @property
+    def ssh_servers(self) -> Path:
+        """What machines are given when somebody wants to log in."""
+        return self.root / "cache" / "ssh"
 
     @property
     def vm_images(self) -> Path:

@@ -39,6 +39,7 @@ EXCLUDED: Mapping[str, str] = {
     "logsave": "only for boot scripts",
     "media-types": "mimetypes is not used",
     "netbase": "no service names are looked up",
+    "openssh-client": "of OpenSSH only its SFTP server is used",
     "perl": "only for maintainer scripts",
     "perl-base": "only for maintainer scripts",
     "tzdata": "the guest counts in nanoseconds since the epoch",

@@ -31,6 +31,10 @@ SECRET_BYTES: Final = 32
 PATIENCE: Final = 5.0
 """Seconds for a caller to say its secret."""
 
+PIECE: Final = 28 * 1024
+"""Bytes written to a vsock at a time. From 32 KiB on Linux scatters a packet over several buffers
+(net/vmw_vsock, virtio_vsock_alloc_skb), and vhost-device-vsock 0.3 loses such packets, silently."""
+
 _HOST_CID: Final = 2
 _ANY_CID: Final = 0xFFFFFFFF
 """VMADDR_CID_HOST, VMADDR_CID_ANY: uapi/linux/vm_sockets.h."""
@@ -137,7 +141,8 @@ class Listening:
                 return
             self._loop.remove_reader(fd)
             connection.send(answer)
-            self._channel().move(connection.detach())
+            line = connection.detach()
+            self._channel().move(Ends(line, line, PIECE))
 
         timer = self._loop.call_later(PATIENCE, end)
         self._loop.add_reader(fd, hear)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wherry.machine.accel import accel_option, cpu_model
 from wherry.machine.find import Qemu
+from wherry.machine.vsock import Vsock
 
 AGENT_PORT = "wherry.agent"
 """The name of the agent's virtio-serial port; the guest finds it in /sys/class/virtio-ports."""
@@ -58,6 +59,7 @@ class VmSpec:
         cpu: auto, or a model that was asked for.
         memory_file: None: memory as usual.
         incoming: do not boot, wait for a saved state.
+        vsock: None: it has none.
         generation: this machine's for ACPI's VM generation id; auto: a random one.
     """
 
@@ -74,6 +76,7 @@ class VmSpec:
     memory_file: MemoryFile | None = None
     incoming: bool = False
     generation: str = "auto"
+    vsock: Vsock | None = None
 
 
 def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
@@ -94,6 +97,7 @@ def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
         *_data_disk(spec),
         *_network(),
         *_random(spec),
+        *_vsock(spec.vsock),
     ]
 
 
@@ -122,6 +126,8 @@ def _processor(spec: VmSpec) -> list[str]:
 def _memory(spec: VmSpec) -> str:
     """Of one name, however it is made: a saved state knows it by that."""
     file = spec.memory_file
+    if file is None and spec.vsock is not None and spec.vsock.vhost is not None:
+        return f"memory-backend-memfd,id={_MEMORY},size={spec.memory_mib}M,share=on"
     if file is None:
         return f"memory-backend-ram,id={_MEMORY},size={spec.memory_mib}M"
     path = os.fspath(file.path).replace(",", ",,")
@@ -218,6 +224,19 @@ def _random(spec: VmSpec) -> list[str]:
     return [
         *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"),
         *(generation if spec.qemu.arch == "amd64" else ()),
+    ]
+
+
+def _vsock(vsock: Vsock | None) -> list[str]:
+    """docs/system/devices/vhost-user.rst: a daemon's device is all of vhost-user's."""
+    if vsock is None:
+        return []
+    if vsock.vhost is None:
+        return ["-device", f"vhost-vsock-pci,guest-cid={vsock.cid}"]
+    path = os.fspath(vsock.vhost).replace(",", ",,")
+    return [
+        *("-chardev", f"socket,id=vhost,path={path}"),
+        *("-device", "vhost-user-vsock-pci,chardev=vhost"),
     ]
 
 

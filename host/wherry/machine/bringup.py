@@ -25,7 +25,7 @@ from wherry.machine.boot import (
     await_agent,
     start_qemu,
 )
-from wherry.machine.config import MachineConfig
+from wherry.machine.config import MachineConfig, config_from_json
 from wherry.machine.disk import ensure_disk
 from wherry.machine.endpoints import Endpoints, default_endpoints
 from wherry.machine.find import Qemu, find_qemu
@@ -36,6 +36,8 @@ from wherry.machine.image import prepare_image
 from wherry.machine.initrd import BootFiles
 from wherry.machine.record import write_record
 from wherry.machine.saved import SavedMachine, can_restore
+from wherry.machine.transports import Transports
+from wherry.machine.vsock import start_vsock
 from wherry.paths import Home, MachinePaths
 from wherry.settings import Settings
 from wherry_guest.identity import digest as source_digest
@@ -98,6 +100,7 @@ class Bringup:
     tools: Tools
     report: Progress
     notice: Callable[[str], None]
+    transports: Transports
 
     async def boot(
         self, config: MachineConfig, image: VmImage, *, template: bool = True
@@ -163,7 +166,10 @@ class Bringup:
 
     async def _boot(self, job: _Job) -> tuple[RunningQemu, LinkPort]:
         deadlines = self.tools.deadlines
-        vm = await job.start(job.spec, self.paths)
+        spec = job.spec
+        if job.config.link == "vsock":
+            spec = replace(spec, vsock=await asyncio.to_thread(start_vsock, self.paths))
+        vm = await job.start(spec, self.paths)
         opening = self._open_link(deadlines.kernel + deadlines.init + deadlines.agent)
         link = await await_agent(vm, self.paths, opening, deadlines=deadlines, progress=self.report)
         await self._finish(vm, link, job)
@@ -179,6 +185,7 @@ class Bringup:
             await self._keep_bytecode(link, job.files)
             vm.record = replace(vm.record, ready=True, config=asdict(job.config))
             write_record(self.paths.qemu_record, vm.record)
+            await self.transports.settle(vm, link, job.config)
         except BaseException:
             await link.aclose()
             await vm.quit()
@@ -197,6 +204,8 @@ class Bringup:
             return None
         try:
             await self._bring_up_to_date(link)
+            if vm.record.config is not None:
+                await self.transports.settle(vm, link, config_from_json(vm.record.config))
         except WherryError as error:
             logger.error("the running machine cannot be taken over, it is ended: %s", error)
             await link.aclose()

@@ -17,6 +17,7 @@ from wherry.machine.accel import AccelChoice, candidate
 from wherry.machine.config import MachineConfig, default_config, read_config, write_config
 from wherry.machine.disk import disk_size
 from wherry.machine.find import Qemu
+from wherry.machine.transports import check_link
 from wherry.osutil import total_memory
 from wherry.paths import Home, MachinePaths
 from wherry.settings import Settings
@@ -111,6 +112,8 @@ class Configuration:
 
         if new("memory_mib"):
             _check_memory(config.memory_mib)
+        if new("link"):
+            check_link(config)
         if new("arch", "accel", "cpu"):
             _check_accel(config)
             qemu = self.find_qemu(config.arch, self.settings.qemu)

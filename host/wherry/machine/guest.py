@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from wherry.errors import LinkClosed, LinkError
+from wherry.link import Connect
 from wherry.machine.argv import DATA_DISK_SERIAL, GUEST_ADDRESS, GUEST_DNS, GUEST_GATEWAY
 from wherry.machine.identity import Identity
 from wherry.machine.initrd import BYTECODE_LIMIT
@@ -44,6 +45,8 @@ class LinkPort(Protocol):
         self, method: str, params: dict[str, Any] | None = None, /, *, timeout: float | None = 30.0
     ) -> dict[str, Any]: ...
     def on_connect(self, callback: Callable[[dict[str, Any]], None], /) -> None: ...
+    def on_peer_restart(self, callback: Callable[[dict[str, Any]], None], /) -> None: ...
+    def redirect(self, connect: Connect, /) -> None: ...
     def open_stream(self) -> StreamPort: ...
     async def aclose(self) -> None: ...
 
@@ -98,7 +101,7 @@ async def fetch_bytecode(link: LinkPort) -> bytes:
                 raise LinkError(f"the guest sends more than {BYTECODE_LIMIT} bytes of byte code")
         return b"".join(parts)
 
-    return await _with_stream(link, "system.bytecode", {}, receive)
+    return await with_stream(link, "system.bytecode", {}, receive)
 
 
 async def replace_agent(link: LinkPort, archive: bytes, digest: str) -> None:
@@ -120,7 +123,7 @@ async def replace_agent(link: LinkPort, archive: bytes, digest: str) -> None:
 
     link.on_connect(connected)
     try:
-        await _with_stream(link, "agent.replace", {"digest": digest}, send)
+        await with_stream(link, "agent.replace", {"digest": digest}, send)
     except LinkClosed:
         pass  # the old agent went before its answer was through: the new one decides
     try:
@@ -132,7 +135,7 @@ async def replace_agent(link: LinkPort, archive: bytes, digest: str) -> None:
         ) from error
 
 
-async def _with_stream(
+async def with_stream(
     link: LinkPort,
     method: str,
     params: dict[str, Any],

@@ -32,7 +32,10 @@ from wherry.machine.image import upgrade_image
 from wherry.machine.inspecting import configuration_facts, running_facts
 from wherry.machine.layers import LayerDisk, LayerPool
 from wherry.machine.pausing import Pauses
+from wherry.machine.ssh import SshAccess
 from wherry.machine.timeline import Recorder
+from wherry.machine.transports import Transports
+from wherry.machine.vsock import forget_vsock
 from wherry.paths import Home
 from wherry.settings import Settings
 from wherry_image import VmImage
@@ -107,6 +110,8 @@ class Machine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._pins: dict[str, frozenset[str]] = {}
         self._progress: list[Progress] = []
+        self.ssh = SshAccess(name, home, settings, lambda: self.config.arch)
+        self._transports = Transports(self._paths, self.ssh, self._notice)
         self._bringup = Bringup(
             name=name,
             home=home,
@@ -115,6 +120,7 @@ class Machine:
             tools=self._tools,
             report=self._report,
             notice=self._notice,
+            transports=self._transports,
         )
         self._configuration = Configuration(
             home, self._paths, settings, self._tools.find_qemu, self._tools.choose_accel
@@ -195,6 +201,7 @@ class Machine:
         prepare_directories(self._home, self._paths)
         found = await self._bringup.adopt()
         if found is None:
+            self._forget_record()
             return False
         running = self._assemble(*found)
         try:
@@ -331,6 +338,7 @@ class Machine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._transports.forget()
         running, self._running = self._running, None
         if running is not None:
             await running.link.aclose()
@@ -350,6 +358,7 @@ class Machine:
         if self._running is not None:
             facts |= {
                 **running_facts(self._running.vm.record),
+                "carried_by": self._transports.carried_by,
                 "agent": self._running.link.peer.get("agent"),
                 "layers": len(self._running.layers.attached),
                 "highest_lun": self._running.layers.highest_lun,
@@ -523,6 +532,8 @@ class Machine:
         self.notices.append(text)
 
     def _forget_record(self) -> None:
+        self._transports.forget()
+        forget_vsock(self._paths)
         self._paths.qemu_record.unlink(missing_ok=True)
 
     def _spawn(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
