@@ -88,7 +88,7 @@ def end_engine(paths: MachinePaths, machine: str, engine: ProcessIdentity) -> No
     Raises:
         EngineUnreachable: it cannot be killed.
     """
-    from wherry.osutil import LockHeld, kill, lock_file
+    from wherry.osutil import LockHeld, kill, lock_file, wait_gone
 
     with lock_file(paths.start_lock, timeout=_LOCK_SECONDS):
         if recorded_engine(paths) != engine:
@@ -97,7 +97,7 @@ def end_engine(paths: MachinePaths, machine: str, engine: ProcessIdentity) -> No
         try:
             # The lock, not the process: a zombie's threads may still be closing its socket.
             with lock_file(paths.engine_lock, timeout=_END_SECONDS):
-                pass
+                wait_gone(engine, _END_SECONDS)  # where it is our child it is reaped
         except LockHeld:
             raise EngineUnreachable(
                 f"the engine of machine {machine!r} hangs in the kernel and cannot be ended"
