@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wherry_guest.core.netlink import add_address, add_route, link_up
+from wherry_guest.core.netlink import add_address, add_route, link_up, set_mac
 from wherry_guest.core.syscalls import netlink_error
 from wherry_guest.core.tty import window_size
 from wherry_guest.init import INIT_SCRIPT, last_line, swap_header
@@ -33,6 +33,13 @@ def test_link_up() -> None:
 
 def test_link_mtu_is_an_attribute() -> None:
     assert attributes(link_up(2, mtu=1400), 16) == {4: struct.pack("=I", 1400)}
+
+
+def test_a_hardware_address_is_an_attribute() -> None:
+    request = set_mac(2, "02:00:00:00:00:01")
+    assert request[32:] == struct.pack("=HH6s2x", 10, 1, b"\2\0\0\0\0\1")
+    with pytest.raises(ValueError, match="not a hardware address"):
+        set_mac(2, "02:00")
 
 
 def test_address() -> None:

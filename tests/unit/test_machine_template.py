@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wherry.machine import template as template_module
@@ -241,6 +241,7 @@ def test_one_whose_key_cannot_occur_again_goes(
 pages = st.dictionaries(st.integers(0, 700), st.binary(min_size=1, max_size=PAGE), max_size=12)
 
 
+@settings(deadline=None, max_examples=30)  # it writes to the disk
 @given(written=pages)
 def test_a_copy_has_the_same_bytes_and_digest_and_no_zeros(
     written: dict[int, bytes], tmp_path_factory: pytest.TempPathFactory
