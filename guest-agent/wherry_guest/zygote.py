@@ -5,6 +5,9 @@ Rules:
 - One AF_UNIX SOCK_SEQPACKET pair; one datagram is one message: a small JSON header, a newline,
   a body (spec, rootfs). A body above INLINE_BODY travels in a memfd, which is then the message's
   last descriptor.
+- A spec goes as its shape and its values (`wherry_guest.shapes`): the shape once, under a number
+  that the agent chooses, and by that number from then on. To a PID 1 that does not say that it
+  remembers shapes it goes as it is, and is taken so from an agent that knows of none.
 - PID 1 never waits for the agent; the agent may wait (at most SEND_TIMEOUT) for PID 1, whose loop
   is tiny.
 - *Nothing is lost with an agent.* What `keep` gave, every key that was spawned and every exit stay
@@ -27,6 +30,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from wherry_guest.shapes import split_process, split_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +141,8 @@ class Zygote:
         self._info: Pid1Info | None = None
         self._directory = ""
         self._partial: dict[str, list[int]] = {}
+        self._most_shapes = 0
+        self._shapes: list[tuple[int, dict[str, Any]]] = []
 
     def fileno(self) -> int:
         """Readable when `receive` has something."""
@@ -172,8 +179,15 @@ class Zygote:
             cgroup: path below the containers' cgroup, "ID"; made here, removed here only when the
                 start fails.
         """
-        body = {"spec": spec, "rootfs": asdict(rootfs)}
-        self._start({"op": "spawn", "key": key, "tty": tty, "cgroup": cgroup}, body, stdio)
+        header = {"op": "spawn", "key": key, "tty": tty, "cgroup": cgroup}
+        body: dict[str, Any] = {"rootfs": asdict(rootfs)}
+        if self._most_shapes:
+            shape, values = split_spec(spec)
+            header["shape"] = self._shape_number(shape)
+            body["values"] = asdict(values)
+        else:
+            body["spec"] = spec
+        self._start(header, body, stdio)
 
     def exec(
         self,
@@ -189,8 +203,15 @@ class Zygote:
         Args:
             process: an OCI process object. The rest as in `spawn`.
         """
+        body: dict[str, Any]
         header = {"op": "exec", "key": key, "tty": tty, "cgroup": cgroup, "target": target_pid}
-        self._start(header, {"process": process}, stdio)
+        if self._most_shapes:
+            shape, values = split_process(process)
+            header["shape"] = self._shape_number(shape)
+            body = {"values": asdict(values)}
+        else:
+            body = {"process": process}
+        self._start(header, body, stdio)
 
     def keep(self, name: str, fds: Sequence[int]) -> None:
         """Let PID 1 hold duplicates of `fds` (1 to 250) as `name`; an older `name` is closed."""
@@ -251,6 +272,19 @@ class Zygote:
             raise ValueError("stdio is given when tty is not, and only then")
         self._send(header, json.dumps(body).encode(), stdio or ())
 
+    def _shape_number(self, shape: dict[str, Any]) -> int:
+        """The number that PID 1 knows it by; a new one takes the place of the least used."""
+        for position, (number, known) in enumerate(self._shapes):
+            if known == shape:
+                self._shapes.insert(0, self._shapes.pop(position))
+                return number
+        number = len(self._shapes)
+        if number == self._most_shapes:
+            number, _ = self._shapes.pop()
+        self._send({"op": "shape", "number": number}, json.dumps(shape).encode())
+        self._shapes.insert(0, (number, shape))
+        return number
+
     def _send(self, header: Mapping[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> None:
         while not send_packet(self._socket, header, body, fds):
             _wait(self._socket, _select.POLLOUT, "PID 1 to take a message")
@@ -261,6 +295,7 @@ class Zygote:
             case "hello":
                 self._directory = header["directory"]
                 self._info = Pid1Info(header["version"], "")
+                self._most_shapes = header.get("shapes", 0)
                 return None
             case "kept":
                 self._add_kept(header["names"], fds)

@@ -12,7 +12,8 @@ import needs
 import pytest
 from containers_harness import Machine, StartFailed, read_all, read_until
 
-from wherry_guest.core.reaper import AARCH64, X86_64, executable, machine_code, program
+from wherry_guest.core.machine_code import executable, machine_code
+from wherry_guest.core.reaper import AARCH64, X86_64, program
 
 pytestmark = pytest.mark.guest
 
@@ -140,9 +141,9 @@ def test_the_command_owns_the_terminal(machine: Machine) -> None:
 
 def test_it_is_a_valid_executable_that_nobody_can_change(tmp_path: Path) -> None:
     readelf = needs.require("binutils", "readelf")
-    for machine_number, listing in ((62, X86_64), (183, AARCH64)):
-        file = tmp_path / f"init-{machine_number}"
-        file.write_bytes(executable(machine_number, listing))
+    for machine, listing in (("x86_64", X86_64), ("aarch64", AARCH64)):
+        file = tmp_path / f"init-{machine}"
+        file.write_bytes(executable(machine, listing))
         done = subprocess.run([readelf, "-lW", file], capture_output=True, text=True, check=True)
         assert done.stderr == "" and "R E" in done.stdout and "GNU_STACK" in done.stdout
     assert len(program()) < 600
@@ -151,7 +152,7 @@ def test_it_is_a_valid_executable_that_nobody_can_change(tmp_path: Path) -> None
 def test_the_arm64_one_does_the_same_in_an_emulator(tmp_path: Path) -> None:
     emulator = needs.require("qemu-user-static", "qemu-aarch64-static")
     file = tmp_path / "init"
-    file.write_bytes(executable(183, AARCH64))
+    file.write_bytes(executable("aarch64", AARCH64))
     file.chmod(0o755)
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:

@@ -52,7 +52,7 @@ ALWAYS_ALLOWED: Final = (
     DeviceRule(True, "c", 136, None, "rwm"),
 )
 
-_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class MakeDevice:
 
     def execute(self, kernel: Kernel, state: State) -> None:
         device = self.device
-        kind = _TYPES[device.type]
+        kind = TYPES[device.type]
         make_directories(kernel, device.path.rpartition("/")[0] or "/")
         try:
             kernel.mknod(device.path, kind | device.mode, device.major, device.minor)
@@ -113,7 +113,7 @@ class TakeDevice:
         device = self.device
         tree = kernel.open_tree(device.path, False)
         found = kernel.stat(tree)
-        wanted = (_TYPES[device.type], device.major, device.minor)
+        wanted = (TYPES[device.type], device.major, device.minor)
         if (stat.S_IFMT(found.mode), found.major, found.minor) != wanted:
             raise SetupError(f"{self.describe()}: the host has something else there")
         state.trees[device.path] = tree

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wherry_guest.core.steps import State
     from wherry_guest.core.syscalls import Kernel
 
-_NULL: Final = (1, 3)  # Documentation/admin-guide/devices.txt
+NULL: Final = (1, 3)  # Documentation/admin-guide/devices.txt
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class MaskPath:
 
     def _bind_null(self, kernel: Kernel) -> None:
         fd = kernel.open("/dev/null", O_PATH)
-        if not kernel.stat(fd).is_character_device(*_NULL):
+        if not kernel.stat(fd).is_character_device(*NULL):
             raise SetupError(f"{self.describe()}: the container's /dev/null is something else")
         tree = kernel.open_tree("", False, fd)
         kernel.move_mount(tree, self.path)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from wherry_guest.core.steps import State
     from wherry_guest.core.syscalls import Kernel
 
-_REAL_DIRECTORY_ONLY: Final = ("proc", "sysfs", "cgroup2")
+REAL_DIRECTORY_ONLY: Final = ("proc", "sysfs", "cgroup2")
 _VISIBLE_FIRST: Final = ("proc", "sysfs")
 """In a user namespace the kernel gives new instances of these only where an old one can be seen
 (fs/namespace.c, mount_too_revealing), which ends with the old root."""
@@ -250,7 +250,7 @@ class MountFilesystem:
 
 def _mount_point(kernel: Kernel, step: str, fstype: str, destination: str) -> str:
     target = kernel.realpath(destination)
-    if fstype in _REAL_DIRECTORY_ONLY and target != destination:
+    if fstype in REAL_DIRECTORY_ONLY and target != destination:
         raise SetupError(f"{step}: the image has a symbolic link on this path")
     make_directories(kernel, target)
     return target

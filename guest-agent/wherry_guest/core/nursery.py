@@ -1,9 +1,10 @@
 """PID 1's children: starting them, hearing from them, reaping them. Used by PID 1 only.
 
-Rules: nothing here waits for a child. The plan is made before the clone: in this process the code
-is warm and its pages are its own, which halves what the child would need for it. A child's status
-socket says how the start went (a message: it failed; a plain end: it exec'd), the wait status says
-how it ended. A record lives until the agent forgets it, so that a new agent hears everything again.
+Rules: nothing here waits for a child. The plan is made before there is a child. A plan that can be
+said as a flat program is the cradle's; when it cannot, or its program fails, a fork of this process
+executes the plan's steps, which know what to say of a failure. A child's status socket says how the
+start went (a message: it failed; a plain end: it exec'd), the wait status says how it ended. A
+record lives until the agent forgets it, so that a new agent hears everything again.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import json
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from wherry_guest.core import cgroups
-from wherry_guest.core.devices import DevicePrograms
+from wherry_guest.core import cgroups, flat_user
+from wherry_guest.core.cradle import Cradle
+from wherry_guest.core.devices import DevicePrograms, FilterDevices
 from wherry_guest.core.fields import SpecError
 from wherry_guest.core.launch import Descriptors, launch
-from wherry_guest.core.plan import Layout, Options, Plan, container_plan, device_filter, exec_plan
-from wherry_guest.core.seccomp import Filter, Filters
-from wherry_guest.core.spec import Spec, parse_process, parse_spec
-from wherry_guest.core.steps import SETUP_FAILED
-from wherry_guest.zygote import Packet, Rootfs
+from wherry_guest.core.plan import Layout
+from wherry_guest.core.spec import User
+from wherry_guest.core.starts import Start, Starts, Traits
+from wherry_guest.core.steps import SETUP_FAILED, SetupError
+from wherry_guest.zygote import Packet
 
 if TYPE_CHECKING:
     from wherry_guest.core.syscalls import Kernel
@@ -35,9 +38,26 @@ Emit = Callable[[dict[str, Any], Sequence[int]], None]
 
 READ_SPEC: Final = "read the spec"
 
-_MAX_REPORT: Final = 65536
+_MAX_REPORT: Final = 40 * 1024  # two files of a question are the most
 
 _socket: Final[Any] = socket
+
+
+@dataclass(slots=True)
+class Request:
+    """What the agent has asked for, kept until the process runs.
+
+    Args:
+        fds: its stdio; ours.
+        user: who the process is to be.
+        again: the cradle could not, and a fork tries; the cgroup is there.
+    """
+
+    header: dict[str, Any]
+    body: bytes
+    fds: list[int]
+    user: User | None = None
+    again: bool = False
 
 
 @dataclass(slots=True)
@@ -45,9 +65,10 @@ class Child:
     """One spawned process.
 
     Args:
-        pid: 0 while only its midwife is known.
+        pid: 0 while only its midwife, or the cradle, knows it.
         new_cgroup: the directory that a failed start must remove.
-        user_namespace, personality, seccomp: of a container's first process; execs get them too.
+        traits: of a container's first process.
+        request: while a flat program makes it: what a fork would need.
     """
 
     key: str
@@ -59,9 +80,8 @@ class Child:
     failure: dict[str, Any] | None = None
     ended: tuple[int, int] | None = None  # (wait status, time_ns)
     midwife: int = 0
-    user_namespace: bool = False
-    personality: str | None = None
-    seccomp: Filter | None = None
+    traits: Traits | None = None
+    request: Request | None = None
 
 
 @dataclass(slots=True)
@@ -79,75 +99,93 @@ class Nursery:
     unwatch: Callable[[int], None]
     own_pid_namespace: int
     children: dict[str, Child] = field(default_factory=dict)
-    _filters: Filters = field(default_factory=Filters)
+    _unborn: deque[Child] = field(default_factory=deque)
+    _unclaimed: dict[int, tuple[int, int]] = field(default_factory=dict)
     _programs: DevicePrograms = field(default_factory=DevicePrograms)
     _by_pid: dict[int, Child] = field(default_factory=dict)
     _by_status: dict[int, Child] = field(default_factory=dict)
+    _cradle: Cradle = field(init=False)
+    _starts: Starts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cradle = Cradle(self.kernel)
+        self._starts = Starts(self.layout, self._cradle.architecture)
+
+    def prepare(self) -> None:
+        """Make the cradle. OSError: there will be none now, and forks do all."""
+        fd = self._cradle.start()
+        if fd >= 0:
+            self.watch(fd)
+
+    def learn(self, packet: Packet) -> None:
+        """Remember a shape."""
+        self._starts.learn(packet.header["number"], packet.body)
 
     def spawn(self, packet: Packet) -> None:
         """Start a container; the answer is an event."""
-        header = packet.header
-        key, path, tty = header["key"], header["cgroup"], header["tty"]
-        if self._refuse_taken(key):
-            return
+        if not self._refuse_taken(packet.header["key"]):
+            self._spawn(Request(packet.header, packet.body, packet.fds))
+
+    def _spawn(self, request: Request) -> None:
+        header = request.header
+        key, path = header["key"], header["cgroup"]
         directory = f"{self.layout.cgroups}/{path}"
+
+        def read(flat: bool) -> Start:
+            return self._starts.container(header, request.body, directory, flat)
+
         try:
-            spec, rootfs = self._read(packet.body)
-            options = Options(directory, tty, filtered=True)
-            plan = container_plan(spec, rootfs, options, self.layout)
+            start = read(not request.again)
         except SpecError as error:
             self._refuse(key, READ_SPEC, error)
             return
+        step = f"make the cgroup {path}"
         try:
-            cgroups.make(self.kernel, self.layout.cgroups, path)
+            if not request.again:
+                cgroups.make(self.kernel, self.layout.cgroups, path)
         except (OSError, ValueError) as error:
-            self._refuse(key, f"make the cgroup {path}", error)
+            self._refuse(key, step, error)
             return
         step = "clone the process"
+        rules = start.traits.devices
         try:
-            if (filtering := device_filter(spec, directory, self.layout)) is not None:
+            if rules and not request.again:
+                filtering = FilterDevices(directory, rules)
                 step = filtering.describe()
                 self._programs.attach(self.kernel, filtering)
                 step = "clone the process"
-            child = self._launch(key, directory, packet.fds, plan, None)
+            child = self._launch(request, directory, start, read, None)
         except OSError as error:
             cgroups.remove(self.kernel, directory)
             self._refuse(key, step, error)
             return
-        child.new_cgroup = directory
-        child.user_namespace = spec.namespaces.own("user")
-        child.personality = spec.personality
-        child.seccomp = spec.seccomp
-
-    def _read(self, body: bytes) -> tuple[Spec, Rootfs]:
-        request = json.loads(body)
-        rootfs = request["rootfs"]
-        rootfs["lowerdirs"] = tuple(rootfs["lowerdirs"])
-        return parse_spec(request["spec"], filters=self._filters), Rootfs(**rootfs)
+        child.new_cgroup, child.traits = directory, start.traits
 
     def exec(self, packet: Packet) -> None:
         """Start one more process in a container; the answer is an event."""
-        header = packet.header
-        key, tty, target = header["key"], header["tty"], header["target"]
-        if self._refuse_taken(key):
-            return
+        if not self._refuse_taken(packet.header["key"]):
+            self._exec(Request(packet.header, packet.body, packet.fds))
+
+    def _exec(self, request: Request) -> None:
+        header = request.header
+        key, target = header["key"], header["target"]
         container = self._by_pid.get(target)
-        if container is None or not container.started_ns:
+        if container is None or not container.started_ns or container.traits is None:
             error = OSError(errno.ESRCH, "the container is not running")
             self._refuse(key, "find the container's process", error)
             return
-        directory = f"{self.layout.cgroups}/{header['cgroup']}"
+        directory, traits = f"{self.layout.cgroups}/{header['cgroup']}", container.traits
         try:
             pidfd = self.kernel.pidfd_open(target)
         except OSError as error:
             self._refuse(key, "find the container's process", error)
             return
+
+        def read(flat: bool) -> Start:
+            return self._starts.exec(header, request.body, traits, pidfd, flat)
+
         try:
-            process = parse_process(json.loads(packet.body)["process"])
-            options = Options(directory, tty)
-            own = (container.user_namespace, container.personality, container.seccomp)
-            plan = exec_plan(process, options, pidfd, self.layout, *own)
-            self._launch(key, directory, packet.fds, plan, pidfd)
+            self._launch(request, directory, read(not request.again), read, pidfd)
         except SpecError as error:
             self._refuse(key, READ_SPEC, error)
         except OSError as error:
@@ -156,7 +194,10 @@ class Nursery:
             self.kernel.close(pidfd)
 
     def hear(self, fd: int) -> None:
-        """Read the status socket `fd`: a terminal, a failure, or the end."""
+        """Read the status socket `fd`: a terminal, a question, a failure, or the end."""
+        if fd == self._cradle.fileno():
+            self._hear_births()
+            return
         child = self._by_status.get(fd)
         while child is not None and child.status is not None:
             try:
@@ -168,10 +209,11 @@ class Nursery:
             if not data:
                 self._close_status(child)
                 if child.failure is None:
-                    child.started_ns = time.time_ns()
-                    self._emit_started(child)
+                    self._has_started(child)
             elif fds:
                 child.terminal = fds[0]
+            elif child.request is not None:
+                self._hear_flat(child, child.request, data)
             elif "pid" in (message := json.loads(data)):
                 child.pid = message["pid"]
                 self._by_pid[child.pid] = child
@@ -180,35 +222,47 @@ class Nursery:
 
     def reap(self, pid: int, status: int) -> bool:
         """Take note of a wait status; False when the process is none of ours (an orphan)."""
+        if pid == self._cradle.pid:
+            self._cradle_ended()
+            return True
         child = self._by_pid.pop(pid, None) or self._born_unheard(pid)
         if child is None:
-            return False
+            if self._unborn:  # the cradle has not said whose it is
+                self._unclaimed[pid] = (status, time.time_ns())
+            return bool(self._unborn)
+        self._reaped(child, pid, status, time.time_ns())
+        return True
+
+    def _reaped(self, child: Child, pid: int, status: int, now: int) -> None:
         if pid == child.midwife:
-            return self._midwife_gone(child)
+            self._midwife_gone(child)
+            return
         if child.status is not None:
             self.hear(child.status.fileno())  # it is dead: everything is there, the end too
         if child.failure is not None:
-            self._forget_failed(child)
+            if child.request is not None:
+                self._again(child, child.request)
+            else:
+                self._forget_failed(child)
         else:
-            child.ended = (status, time.time_ns())
+            child.ended = (status, now)
             self._emit_exited(child)
-        return True
 
     def _born_unheard(self, pid: int) -> Child | None:
-        """A process that ended before its midwife's word about it was read."""
+        """A process that ended before its midwife's or the cradle's word about it was read."""
+        self._hear_births()
         for child in list(self.children.values()):
             if child.midwife and child.status is not None:
                 self.hear(child.status.fileno())
         return self._by_pid.pop(pid, None)
 
-    def _midwife_gone(self, child: Child) -> bool:
+    def _midwife_gone(self, child: Child) -> None:
         if child.status is not None:
             self.hear(child.status.fileno())
         if not child.pid:  # she has made nobody, and said why
             self._close_status(child)
             child.failure = child.failure or _killed()
             self._forget_failed(child)
-        return True
 
     def forget(self, key: str) -> None:
         """Drop the record of an ended process."""
@@ -225,24 +279,115 @@ class Nursery:
                 self._emit_exited(child)
 
     def _launch(
-        self, key: str, cgroup: str, stdio: Sequence[int], plan: Plan, pidfd: int | None
+        self,
+        request: Request,
+        cgroup: str,
+        start: Start,
+        read: Callable[[bool], Start],
+        pidfd: int | None,
     ) -> Child:
+        """Have the process made, by the cradle or else by a fork; OSError."""
+        key = request.header["key"]
+        keep = [] if pidfd is None else [pidfd]
         cgroup_fd = self.kernel.open(cgroup, os.O_RDONLY)
         try:
-            keep = [] if pidfd is None else [pidfd]
-            fds = Descriptors(stdio, cgroup_fd, keep)
-            launched = launch(self.kernel, plan, fds, self.own_pid_namespace, pidfd)
+            request.user = start.traits.user
+            status = self._send(request, start.program, [cgroup_fd, *keep])
+            if status is not None:
+                child = Child(key, 0, status, None, request=request)
+                self._unborn.append(child)
+            else:
+                plan = start.plan or read(False).plan
+                assert plan is not None  # without a program there is one
+                fds = Descriptors(request.fds, cgroup_fd, keep)
+                launched = launch(self.kernel, plan, fds, self.own_pid_namespace, pidfd)
+                child = Child(key, launched.pid, launched.status, None)
+                if launched.midwife:
+                    child.pid, child.midwife = 0, launched.pid
+                self._by_pid[launched.pid] = child
+                status = launched.status
         finally:
             self.kernel.close(cgroup_fd)
-        status = launched.status
         status.setblocking(False)
-        child = Child(key, launched.pid, status, None)
-        if launched.midwife:
-            child.pid, child.midwife = 0, launched.pid
-        self.children[key] = self._by_pid[launched.pid] = child
+        self.children[key] = child
         self._by_status[status.fileno()] = child
         self.watch(status.fileno())
         return child
+
+    # By the cradle.
+
+    def _send(
+        self, request: Request, program: bytes | None, more: Sequence[int]
+    ) -> socket.socket | None:
+        """Have the cradle make the process: our end of its status socket, if that is possible."""
+        if program is None:
+            return None
+        ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        with theirs:
+            if not self._cradle.send(program, [*request.fds, theirs.fileno(), *more]):
+                ours.close()
+                return None
+        request.fds, given = list(request.fds), request.fds
+        given.clear()  # whoever gave them would close them
+        return ours
+
+    def _hear_births(self) -> None:
+        for pid in self._cradle.births():
+            child = self._unborn.popleft()
+            if not pid:
+                self._again(child, child.request)
+                continue
+            child.pid = pid
+            self._by_pid[pid] = child
+            if (ended := self._unclaimed.pop(pid, None)) is not None:
+                self._reaped(self._by_pid.pop(pid), pid, *ended)
+        if not self._unborn:
+            self._unclaimed.clear()  # orphans of the containers
+
+    def _hear_flat(self, child: Child, request: Request, data: bytes) -> None:
+        if not data.startswith(flat_user.QUESTION):
+            child.failure = {}
+            return
+        try:
+            assert request.user is not None and child.status is not None
+            child.status.send(flat_user.answer(request.user, data))
+        except (OSError, SetupError):
+            self._close_status(child)  # which is an answer: it fails, and a fork will say why
+            child.failure = {}
+
+    def _again(self, child: Child, request: Request | None) -> None:
+        """The cradle's try came to nothing: let a fork say why, or do better."""
+        self._close_status(child)
+        self._drop(child)
+        assert request is not None
+        request.again = True
+        try:
+            (self._exec if "target" in request.header else self._spawn)(request)
+        finally:
+            _close_all(request.fds)
+
+    def _has_started(self, child: Child) -> None:
+        if not child.pid:
+            self._hear_births()  # it was said before the status socket's other end was closed
+        child.started_ns = time.time_ns()
+        if child.request is not None:
+            _close_all(child.request.fds)
+            child.request = None
+        self._emit_started(child)
+
+    def _cradle_ended(self) -> None:
+        """Who is not born will not be; a new one is made."""
+        self._hear_births()
+        self.unwatch(self._cradle.fileno())
+        useful = self._cradle.useful
+        self._cradle.ended()
+        unborn, self._unborn = self._unborn, deque()
+        for child in unborn:
+            if child.new_cgroup is not None:  # it may have made the process, and not said so
+                cgroups.kill(self.kernel, child.new_cgroup)
+            self._again(child, child.request)
+        if useful:  # else the next one would do no better
+            self.prepare()
 
     def _close_status(self, child: Child) -> None:
         if child.status is not None:
@@ -286,6 +431,11 @@ class Nursery:
             number, message = error.errno or 0, f"{step}: {error.strerror}"
         report = {"step": step, "errno": number, "exit_code": SETUP_FAILED, "message": message}
         self.emit({"event": "failed", "key": key, **report}, ())
+
+
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 def _killed() -> dict[str, Any]:

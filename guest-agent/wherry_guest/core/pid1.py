@@ -21,6 +21,7 @@ import wherry_guest
 from wherry_guest.core.nursery import Nursery
 from wherry_guest.core.plan import Layout
 from wherry_guest.core.syscalls import RB_AUTOBOOT, RB_POWER_OFF
+from wherry_guest.shapes import SHAPES
 from wherry_guest.zygote import MAX_DESCRIPTORS, Packet, ZygoteError, receive_packet, send_packet
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Pid1:
         )
         self._epoll.register(self._wake, _select.EPOLLIN)
         self._operations: dict[str, Callable[[Packet], None]] = {
+            "shape": self.nursery.learn,
             "spawn": self.nursery.spawn,
             "exec": self.nursery.exec,
             "keep": self._keep,
@@ -116,6 +118,7 @@ class Pid1:
         """Start the agent, then serve for ever."""
         if self._first_agent is not None:
             self._connect(*self._first_agent)
+        self._prepare()
         self._reap()  # what ended before SIGCHLD was watched
         while True:
             self._start_agent_when_due()
@@ -124,6 +127,12 @@ class Pid1:
                     self._handle(fd, events)
                 except Exception as error:  # noqa: BLE001 - PID 1's end is a kernel panic
                     self._console(f"wherry: PID 1: {type(error).__name__}: {error}")
+
+    def _prepare(self) -> None:
+        try:
+            self.nursery.prepare()
+        except OSError as error:
+            self._console(f"wherry: PID 1: the cradle cannot be made: {error}")
 
     def _handle(self, fd: int, events: int) -> None:
         control = self.agent.socket
@@ -237,7 +246,8 @@ class Pid1:
         self._epoll.register(ours, _select.EPOLLIN)
         directory = os.path.dirname(os.path.dirname(wherry_guest.__file__))  # noqa: PTH120 - pathlib is a slow import for PID 1
         version = wherry_guest.__version__
-        self._emit({"event": "hello", "version": version, "directory": directory}, ())
+        hello = {"event": "hello", "version": version, "directory": directory, "shapes": SHAPES}
+        self._emit(hello, ())
         self.nursery.repeat()
 
     def _seconds_to_start(self) -> float:

@@ -30,7 +30,7 @@ REAPER: Final = "wherry-init"
 """What the process of `core.reaper` is called."""
 
 _NOT_HERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # the search goes on, silently
-_LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
+LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
 
 _IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
                        "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
@@ -191,7 +191,7 @@ class CloseOnExec:
         return "mark descriptors to be closed by the exec"
 
     def execute(self, kernel: Kernel, state: State) -> None:
-        kernel.close_range(3 + self.preserved, _LAST_FD, CLOSE_RANGE_CLOEXEC)
+        kernel.close_range(3 + self.preserved, LAST_FD, CLOSE_RANGE_CLOEXEC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +228,7 @@ def find_program(kernel: Kernel, name: str, env: Sequence[str]) -> str:
             raise _refusal(name, name, number)
         return name
     found_number = 0
-    for directory in search_path(env) if name else []:
-        path = f"{directory}/{name}"
+    for path in candidates(name, env):
         number = _why_not(kernel, path)
         if number == 0:
             return path
@@ -238,6 +237,13 @@ def find_program(kernel: Kernel, name: str, env: Sequence[str]) -> str:
     if found_number:
         raise _refusal(name, name, found_number)
     raise _refusal(name, name, errno.ENOENT, "executable file not found in $PATH")
+
+
+def candidates(name: str, env: Sequence[str]) -> list[str]:
+    """Where the file of a command may be, in order."""
+    if "/" in name:
+        return [name]
+    return [f"{directory}/{name}" for directory in search_path(env)] if name else []
 
 
 def search_path(env: Sequence[str]) -> list[str]:

@@ -1,8 +1,7 @@
 """A first process for containers (`--init`): it forwards signals and reaps, and weighs 12 KiB.
 
-A Python process that stayed behind for that would weigh some MiB, and nothing in the machine could
-compile another one: so it is written in machine code, here, and runs from memory. A test has GNU's
-assemblers translate the right-hand columns and compares.
+A Python process that stayed behind for that would weigh some MiB: so it is written in machine code
+(`core.machine_code`), and runs from memory.
 
     wherry-init PROGRAM ARGUMENT 0, ARGUMENT 1, ...
 
@@ -16,11 +15,11 @@ takes what is left with it.
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core.fields import SpecError
+from wherry_guest.core.machine_code import executable
 
 if TYPE_CHECKING:
     from wherry_guest.core.steps import State
@@ -227,19 +226,7 @@ failed:
 """
 """System calls: asm-generic/unistd.h, number in x8, arguments in x0 to x5."""
 
-# elf(5): the machine's number and its code.
-_MACHINES: Final = {"x86_64": (62, X86_64), "aarch64": (183, AARCH64)}
-_ADDRESS: Final = 0x400000
-_ALIGNMENT: Final = 0x10000
-"""The largest page of either architecture."""
-
-_ELF: Final = struct.Struct("<4s12sHHIQQQIHHHHHH")
-_SEGMENT: Final = struct.Struct("<IIQQQQQQ")
-_EXECUTABLE: Final = 2
-_LOAD: Final = 1
-_STACK: Final = 0x6474E551
-_READ_EXECUTE: Final = 5
-_READ_WRITE: Final = 6
+_LISTINGS: Final = {"x86_64": X86_64, "aarch64": AARCH64}
 
 _os: Final[Any] = os  # uname exists on POSIX only; mypy checks all platforms
 
@@ -264,39 +251,6 @@ def program() -> bytes:
         SpecError: there is none for this machine.
     """
     machine: str = _os.uname().machine
-    if machine not in _MACHINES:
+    if machine not in _LISTINGS:
         raise SpecError(f"there is no first process (--init) for {machine}")
-    return executable(*_MACHINES[machine])
-
-
-def machine_code(listing: str) -> bytes:
-    """The left-hand column."""
-    lines = [line for line in listing.splitlines() if line.startswith(" ")]
-    return b"".join(bytes.fromhex(line.split(None, 1)[0]) for line in lines)
-
-
-def executable(machine: int, listing: str) -> bytes:
-    """An ELF file with one segment, and a stack that cannot be executed."""
-    code = machine_code(listing)
-    start = _ELF.size + 2 * _SEGMENT.size
-    header = _ELF.pack(
-        b"\x7fELF",
-        b"\2\1\1" + bytes(9),  # 64 bits, little-endian, version 1
-        _EXECUTABLE,
-        machine,
-        1,
-        _ADDRESS + start,
-        _ELF.size,  # where the segments are described
-        0,
-        0,
-        _ELF.size,
-        _SEGMENT.size,
-        2,
-        0,
-        0,
-        0,
-    )
-    size = start + len(code)
-    segments = _SEGMENT.pack(_LOAD, _READ_EXECUTE, 0, _ADDRESS, _ADDRESS, size, size, _ALIGNMENT)
-    segments += _SEGMENT.pack(_STACK, _READ_WRITE, 0, 0, 0, 0, 0, 16)
-    return header + segments + code
+    return executable(machine, _LISTINGS[machine])

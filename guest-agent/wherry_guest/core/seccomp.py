@@ -63,7 +63,7 @@ _FLAGS: Final[Mapping[str, int]] = {
     "SECCOMP_FILTER_FLAG_LOG": _FLAG_LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": _FLAG_SPEC_ALLOW,
 }
-_SET_MODE_FILTER: Final = 1  # SECCOMP_SET_MODE_FILTER
+SET_MODE_FILTER: Final = 1  # SECCOMPSET_MODE_FILTER
 
 _OPERATORS: Final = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 _KEPT_FILTERS: Final = 16
@@ -195,7 +195,7 @@ class InstallFilter:
         borrowed = kept_capabilities(made, self.no_new_privileges) & ~sets.effective
         if borrowed:
             kernel.capset(sets.effective | borrowed, sets.permitted | borrowed, sets.inheritable)
-        kernel.seccomp(_SET_MODE_FILTER, made.flags, ctypes.byref(program))
+        kernel.seccomp(SET_MODE_FILTER, made.flags, ctypes.byref(program))
         if borrowed:
             kernel.capset(sets.effective, sets.permitted, sets.inheritable)
 

@@ -105,7 +105,7 @@ RB_AUTOBOOT: Final = 0x01234567
 RB_POWER_OFF: Final = 0x4321FEDC
 
 # uapi/linux/capability.h
-_CAPABILITY_VERSION_3: Final = 0x20080522
+CAPABILITY_VERSION_3: Final = 0x20080522
 
 # asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64); 424 and above are the same everywhere.
 _NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
@@ -130,9 +130,10 @@ _OPENAT2: Final = 437
 _MOUNT_SETATTR: Final = 442
 
 _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC, uapi/linux/mount.h
-_KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # uapi/linux/keyctl.h
-_IOPRIO_WHO_PROCESS: Final = 1  # uapi/linux/ioprio.h
+KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # uapi/linux/keyctl.h
+IOPRIO_WHO_PROCESS: Final = 1  # uapi/linux/ioprio.h
 _OPENAT2_TRIES: Final = 100
+_F_DUPFD_CLOEXEC: Final = 1030  # uapi/linux/fcntl.h
 _F_ADD_SEALS: Final = 1033  # uapi/linux/fcntl.h
 _ALL_SEALS: Final = 0xF  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE
 _NLMSG_ERROR: Final = 2  # uapi/linux/netlink.h
@@ -333,7 +334,7 @@ class Kernel:
 
     def capset(self, effective: int, permitted: int, inheritable: int) -> None:
         """Set the calling process's sets; each is a 64-bit mask."""
-        header = CapHeader(_CAPABILITY_VERSION_3, 0)
+        header = CapHeader(CAPABILITY_VERSION_3, 0)
         halves = [
             CapData(*(mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)))
             for shift in (0, 32)
@@ -371,7 +372,7 @@ class Kernel:
         _syscall(_number("sched_setattr"), "sched_setattr", 0, attributes, 0)
 
     def ioprio_set(self, priority: int) -> None:
-        args = (_IOPRIO_WHO_PROCESS, 0, priority)
+        args = (IOPRIO_WHO_PROCESS, 0, priority)
         _syscall(_number("ioprio_set"), "ioprio_set", *args)
 
     def personality(self, domain: int) -> None:
@@ -379,7 +380,7 @@ class Kernel:
 
     def new_session_keyring(self) -> None:
         """A new anonymous session keyring instead of the inherited one."""
-        args = (_KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_void_p(None))
+        args = (KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_void_p(None))
         _syscall(_number("keyctl"), "keyctl", *args)
 
     def umask(self, mask: int) -> None:
@@ -494,6 +495,11 @@ class Kernel:
 
     def dup2(self, fd: int, target: int) -> None:
         os.dup2(fd, target, inheritable=True)
+
+    def duplicate(self, fd: int, lowest: int) -> int:
+        """A duplicate of `fd`, closed on exec, whose number is at least `lowest`."""
+        number = _libc().fcntl(fd, _F_DUPFD_CLOEXEC, ctypes.c_int(lowest))
+        return _check(number, "fcntl")
 
     def read(self, fd: int, size: int) -> bytes:
         return os.read(fd, size)

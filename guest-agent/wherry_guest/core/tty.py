@@ -25,7 +25,7 @@ TIOCSWINSZ: Final = 0x5414
 TIOCSPTLCK: Final = 0x40045431
 TIOCGPTPEER: Final = 0x5441
 
-_PTMX: Final = (5, 2)  # Documentation/admin-guide/devices.txt
+PTMX: Final = (5, 2)  # Documentation/admin-guide/devices.txt
 
 _os: Final[Any] = os  # O_NOCTTY and O_NOFOLLOW exist on POSIX only; mypy checks all platforms
 
@@ -42,7 +42,7 @@ class OpenTerminal:
     def execute(self, kernel: Kernel, state: State) -> None:
         flags = os.O_RDWR | _os.O_NOCTTY
         master = kernel.open("/dev/pts/ptmx", flags | _os.O_NOFOLLOW)
-        if not kernel.stat(master).is_character_device(*_PTMX):
+        if not kernel.stat(master).is_character_device(*PTMX):
             raise SetupError(f"{self.describe()}: /dev/pts/ptmx is no terminal multiplexer")
         kernel.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
         slave = kernel.ioctl(master, TIOCGPTPEER, flags)
