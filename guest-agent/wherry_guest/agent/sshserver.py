@@ -67,6 +67,7 @@ class SshServer:
             raise CallError("invalid", "the archive is not the one that its digest names")
         target = self._directory / digest
         fresh = target.with_suffix(".new")
+        self._directory.mkdir(mode=0o700, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             for name, data in cpio.unpack(archive):
@@ -145,7 +146,9 @@ class SshServer:
 
 
 def _furnish(files: Path) -> None:
-    """What a login needs in the machine's own root, which has no shell otherwise."""
+    """What a login needs in the machine's own root, which has no shell otherwise, and which the
+    kernel made writable for everybody: Dropbear then trusts no key below it."""
+    Path("/").chmod(0o755)
     Path("/root").mkdir(mode=0o700, exist_ok=True)
     if not _SHELL.exists():
         _SHELL.symlink_to(_BUSYBOX)
