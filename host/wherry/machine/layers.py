@@ -30,6 +30,8 @@ IDLE_LIMIT = 128
 
 _SERIAL_DIGITS = 32
 """QEMU cuts serial numbers at 36 characters."""
+_SCSI_ID_LENGTH = 20
+"""The serial number is the default of `device_id`, which newer QEMUs want no longer than this."""
 
 _ATTACH_TIMEOUT = 120.0
 _UNPLUG_TIMEOUT = 15.0
@@ -341,6 +343,7 @@ def _device(lun: int, disk: LayerDisk) -> dict[str, object]:
         "lun": lun,
         "drive": _node_name(lun),
         "serial": disk.serial,
+        "device_id": disk.serial[:_SCSI_ID_LENGTH],
     }
 
 
