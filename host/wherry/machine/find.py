@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from wherry.errors import QemuNotFound
@@ -214,6 +215,13 @@ def _wheel_dir() -> Path | None:
 
 
 def _run_version(candidate: Qemu) -> str:
+    """What the binary prints; it is run once while it stays the same file."""
+    status = candidate.binary.stat()
+    return _printed_version(candidate, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@cache
+def _printed_version(candidate: Qemu, file: tuple[int, int, int]) -> str:
     try:
         done = subprocess.run(
             [*candidate.command(), "--version"],
