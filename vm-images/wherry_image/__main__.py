@@ -11,6 +11,7 @@ from pathlib import Path
 from .archive import ARCHITECTURES
 from .build import build_image, refresh_lock
 from .errors import VmImageError
+from .foreign import refresh_emulators
 from .kernels import DEFAULT, KernelChoice, parse_kernel
 
 
@@ -57,7 +58,10 @@ def _lock(options: argparse.Namespace) -> int:
         mirror=options.mirror,
         progress=_show,
     )
-    for line in (*change.notices, *map(str, change.packages)):
+    emulators = refresh_emulators(
+        arch=options.arch, locks=[directory], mirror=options.mirror, progress=_show
+    )
+    for line in (*change.notices, *map(str, change.packages), *map(str, emulators)):
         print(line)
     print(f"{change.path}: {len(change.packages)} packages changed")
     return 0

@@ -7,9 +7,7 @@ image of the same inputs is there, it is returned without parsing anything but t
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -21,7 +19,8 @@ from .config import BUSYBOX_BINARY, BUSYBOX_PACKAGE, ImageConfig, parse_config
 from .errors import ConfigError, LockError, PackageGone, StorageError
 from .image import VmImage, find_image, image_directory
 from .kernels import SHIPPED, KernelChoice
-from .lock import Lock, PackageChange, compare_locks, format_lock, parse_lock, without_kernel
+from .lock import Lock, PackageChange, compare_locks, format_lock, without_kernel
+from .lockfiles import read_locks, write_lock
 from .mirror import Mirror, mirrors
 from .progress import Progress, nobody_watches
 
@@ -164,7 +163,7 @@ class _Inputs:
         directories = (*locks, shipped(f"{arch}.lock").parent)
         labels = (kernel.label,) if kernel.release else dict.fromkeys((kernel.label, ""))
         files = [_lock_file(place, arch, label) for place in directories for label in labels]
-        found = sorted(_read_locks(arch, files), key=lambda lock: lock.timestamp, reverse=True)
+        found = sorted(read_locks(arch, files), key=lambda lock: lock.timestamp, reverse=True)
         if local is not None:
             found = [without_kernel(lock) for lock in found]
         config_text = text.replace(b"\r\n", b"\n")
@@ -245,7 +244,7 @@ class _Build:
         if self.lock_directories:
             label = self.inputs.kernel.label
             file = _lock_file(self.lock_directories[0], lock.architecture, label)
-            _replace(file, format_lock(lock).encode())
+            write_lock(file, lock)
 
     def fetch(self, lock: Lock, packages: Path) -> dict[str, Path]:
         from .fetch import fetch_packages  # as above
@@ -290,15 +289,6 @@ def _lock_file(directory: Path, arch: str, label: str) -> Path:
     return directory / (f"{arch}-{label}.lock" if label else f"{arch}.lock")
 
 
-def _read_locks(arch: str, files: Sequence[Path]) -> Iterator[Lock]:
-    for file in files:
-        if file.exists():
-            lock = parse_lock(file.read_text(encoding="utf-8", errors="replace"), str(file))
-            if lock.architecture != arch:
-                raise LockError(f"{file} is a lock for {lock.architecture}")
-            yield lock
-
-
 def _roots(settings: ImageConfig) -> tuple[str, ...]:
     return tuple(sorted({*settings.kernel, *settings.init, BUSYBOX_PACKAGE}))
 
@@ -310,18 +300,3 @@ def _own_sources() -> bytes:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.digest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".lock-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

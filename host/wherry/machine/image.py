@@ -10,6 +10,8 @@ from wherry.machine.config import MachineConfig
 from wherry.paths import Home
 from wherry.settings import Settings
 from wherry_image import VmImage, VmImageError, build_image, parse_kernel, refresh_lock
+from wherry_image.foreign import refresh_emulators
+from wherry_image.lock import PackageChange
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,7 +57,15 @@ def upgrade_image(
             mirror=settings.debian_mirror,
             progress=progress,
         )
+        changes = [*change.packages, *_newer_emulators(config.arch, home, settings)]
     except VmImageError as error:
         raise ImageBuildError(error.message, hint=error.hint) from error
     prepare_image(config, home, settings, progress)
-    return [asdict(package) for package in change.packages]
+    return [asdict(package) for package in changes]
+
+
+def _newer_emulators(arch: str, home: Home, settings: Settings) -> list[PackageChange]:
+    """Those of other architectures' programs, where they are in use."""
+    if not any(home.emulators.glob(f"{arch}-*.erofs")):
+        return []
+    return refresh_emulators(arch=arch, locks=[home.vm_locks], mirror=settings.debian_mirror)
