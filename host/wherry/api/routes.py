@@ -13,6 +13,7 @@ from wherry.api import (
     machine,
     machines,
     snapshots,
+    ssh,
     system,
     upkeep,
     volumes,
@@ -35,6 +36,7 @@ _TABLE: tuple[Route, ...] = (
     *volumes.TABLE,
     *machine.TABLE,
     *machines.TABLE,
+    *ssh.TABLE,
     *system.POLITE,
     *system.REST,
 )
