@@ -48,7 +48,7 @@ def ssh_command(app: App, tty: bool, arguments: tuple[str, ...]) -> None:
     client.close()
     ssh = shutil.which("ssh")
     if ssh is None:
-        argv = _own_client(app, name, facts, tty)
+        argv = _own_client(name, facts, tty)
     else:
         options = [part for line in _options(app, name, facts) for part in ("-o", line)]
         argv = [ssh, "-F", "none", *options, *(("-t",) if tty else ()), facts["alias"]]
@@ -104,12 +104,17 @@ def _options(app: App, name: str, facts: Mapping[str, Any]) -> list[str]:
         "GlobalKnownHostsFile none",
         "StrictHostKeyChecking yes",
         "HostKeyAlgorithms ssh-ed25519",
-        f"ProxyCommand {_escaped(_line(_proxy(app, name)))}",
+        f"ProxyCommand {_escaped(_line(_proxy_anywhere(app, name)))}",
     ]
 
 
-def _proxy(app: App, name: str) -> list[str]:
-    argv = [sys.executable, "-m", "wherry", "machine", "ssh-proxy", name]
+def _proxy(name: str) -> list[str]:
+    return [sys.executable, "-m", "wherry", "machine", "ssh-proxy", name]
+
+
+def _proxy_anywhere(app: App, name: str) -> list[str]:
+    """For a configuration file: it does not depend on the environment."""
+    argv = _proxy(name)
     if app.home.root == default_home({}) or sys.platform == "win32":
         return argv
     return ["env", f"WHERRY_HOME={app.home.root}", *argv]
@@ -128,10 +133,10 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _own_client(app: App, name: str, facts: Mapping[str, Any], tty: bool) -> list[str]:
+def _own_client(name: str, facts: Mapping[str, Any], tty: bool) -> list[str]:
     return [
         *(sys.executable, "-m", "wherry.link.ssh.shell"),
-        *("--proxy", _line(_proxy(app, name))),
+        *("--proxy", _line(_proxy(name))),
         *("--user", facts["user"], "--alias", facts["alias"]),
         *("--identity", facts["identity"], "--known-hosts", facts["known_hosts"]),
         *(("--tty",) if tty else ()),
