@@ -13,6 +13,7 @@ from .build import build_image, refresh_lock
 from .errors import VmImageError
 from .foreign import refresh_emulators
 from .kernels import DEFAULT, KernelChoice, parse_kernel
+from .sshserver import refresh_ssh_server
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,10 +59,12 @@ def _lock(options: argparse.Namespace) -> int:
         mirror=options.mirror,
         progress=_show,
     )
-    emulators = refresh_emulators(
-        arch=options.arch, locks=[directory], mirror=options.mirror, progress=_show
-    )
-    for line in (*change.notices, *map(str, change.packages), *map(str, emulators)):
+    changes = [*change.packages]
+    for refresh in (refresh_emulators, refresh_ssh_server):
+        changes += refresh(
+            arch=options.arch, locks=[directory], mirror=options.mirror, progress=_show
+        )
+    for line in (*change.notices, *map(str, changes)):
         print(line)
     print(f"{change.path}: {len(change.packages)} packages changed")
     return 0

@@ -12,6 +12,7 @@ from wherry.settings import Settings
 from wherry_image import VmImage, VmImageError, build_image, parse_kernel, refresh_lock
 from wherry_image.foreign import refresh_emulators
 from wherry_image.lock import PackageChange
+from wherry_image.sshserver import refresh_ssh_server
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,15 +58,19 @@ def upgrade_image(
             mirror=settings.debian_mirror,
             progress=progress,
         )
-        changes = [*change.packages, *_newer_emulators(config.arch, home, settings)]
+        changes = [*change.packages, *_newer_extras(config.arch, home, settings)]
     except VmImageError as error:
         raise ImageBuildError(error.message, hint=error.hint) from error
     prepare_image(config, home, settings, progress)
     return [asdict(package) for package in changes]
 
 
-def _newer_emulators(arch: str, home: Home, settings: Settings) -> list[PackageChange]:
-    """Those of other architectures' programs, where they are in use."""
-    if not any(home.emulators.glob(f"{arch}-*.erofs")):
-        return []
-    return refresh_emulators(arch=arch, locks=[home.vm_locks], mirror=settings.debian_mirror)
+def _newer_extras(arch: str, home: Home, settings: Settings) -> list[PackageChange]:
+    """Emulators for other architectures' programs and the SSH server, where they are in use."""
+    changes: list[PackageChange] = []
+    locks, mirror = [home.vm_locks], settings.debian_mirror
+    if any(home.emulators.glob(f"{arch}-*.erofs")):
+        changes += refresh_emulators(arch=arch, locks=locks, mirror=mirror)
+    if any(home.ssh_servers.glob(f"ssh-{arch}-*.cpio")):
+        changes += refresh_ssh_server(arch=arch, locks=locks, mirror=mirror)
+    return changes
