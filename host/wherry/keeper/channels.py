@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wherry.osutil.local import serve_local
+from wherry.osutil.local import LocalServer, serve_local
 
 CHUNK = 256 * 1024
 
@@ -40,13 +40,17 @@ class Channel:
         self._clients: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
         self._clients = asyncio.Queue()
         self._client: asyncio.StreamWriter | None = None
+        self._server: LocalServer | None = None
 
     async def serve(self) -> None:
         """Offer it. Clients beyond the first wait until their turn comes."""
-        await serve_local(self._path, lambda *client: self._clients.put_nowait(client))
+        self._server = await serve_local(self._path, self._accept)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.put_nowait((reader, writer))
 
     async def run(self) -> None:
-        """Carry bytes until QEMU closes the connection."""
+        """Carry bytes until QEMU closes the connection; then close everything."""
         serving = asyncio.create_task(self._serve_clients(), name=f"clients of {self._path}")
         try:
             while data := await self._next():
@@ -54,7 +58,13 @@ class Channel:
         except ConnectionError:
             pass  # QEMU was killed: the end, like any other
         finally:
+            if self._server is not None:
+                self._server.close()
             serving.cancel()
+            await asyncio.wait({serving})
+            while not self._clients.empty():
+                self._clients.get_nowait()[1].close()
+            self._qemu_writer.close()
 
     async def _next(self) -> bytes:
         """What QEMU says next; b"" at the end."""
