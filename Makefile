@@ -1,10 +1,13 @@
 # One command each; every target installs what it needs through ./bootstrap.
 PYTHON = .venv/bin/python
 
-.PHONY: test test-all lint bench soak image clean
+.PHONY: test test-windows test-all lint bench soak image clean
 
 test:            ## quick tests: no VM, no root, under two minutes
-	./bootstrap --test -m "not guest and not vm and not contract and not soak" tests/unit
+	./bootstrap --test -m "not guest and not vm and not contract and not soak and not wine" tests/unit
+
+test-windows:    ## Windows CPython and QEMU under Wine: containers end to end
+	./bootstrap --test -m wine tests/wine
 
 test-all:        ## everything
 	./bootstrap --test
