@@ -114,8 +114,8 @@ def _data_disk(title: str, paths: MachinePaths) -> Finding:
             f"{human_size(report.leaked)} of it are used by nothing, after a power cut",
             f"harmless; with the machine off: qemu-img check -r leaks {paths.data_disk}",
         )
-    extent = "its header (the machine runs)" if running else "its tables"
-    return ok(title, f"{extent} are sound: {taken} of {size} are taken")
+    extent = "its header is sound (the machine runs)" if running else "its tables are sound"
+    return ok(title, f"{extent}: {taken} of {size} are taken")
 
 
 def vm_images(context: Context) -> Iterator[Finding]:

@@ -25,8 +25,8 @@ from wherry.machine.config import (
     prepare_directories,
     write_config,
 )
-from wherry.machine.growing import apply_at_once
 from wherry.machine.epitaph import end_of_guest
+from wherry.machine.growing import apply_at_once
 from wherry.machine.guest import LinkPort
 from wherry.machine.image import upgrade_image
 from wherry.machine.inspecting import configuration_facts, running_facts
