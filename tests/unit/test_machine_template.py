@@ -120,6 +120,7 @@ def test_what_was_added_can_be_claimed_and_only_its_owner_can_read_it(
 ) -> None:
     assert templates.claim(KEY) is None
     assert not templates.known(KEY)
+    assert templates.all() == []
     added = saved(templates, tmp_path, origin)
     assert templates.claim(KEY) == added
     if sys.platform != "win32":

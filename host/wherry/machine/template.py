@@ -241,7 +241,11 @@ class Templates:
         return Template(key, self._directory / key)
 
     def _keys(self) -> list[str]:
-        return sorted(it.name for it in self._directory.iterdir() if _KEY.fullmatch(it.name))
+        try:
+            entries = list(self._directory.iterdir())
+        except FileNotFoundError:
+            return []
+        return sorted(it.name for it in entries if _KEY.fullmatch(it.name))
 
     def _manifest(self, key: str) -> dict[str, Any] | None:
         """None: there is none, or none that this version can use."""
