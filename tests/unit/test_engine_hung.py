@@ -95,12 +95,12 @@ def test_a_question_to_an_engine_that_hangs_now_is_asked_again(
 def test_an_order_to_an_engine_that_hangs_now_is_not_sent_twice(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurry(monkeypatch)
-    stopped_engine(client)
+    hurry(monkeypatch, 0.3)
+    pid = stopped_engine(client)
     with pytest.raises(EngineHung, match="was hung and has been ended"):
         client.request("POST", "/volumes/create", body={"Name": "vol"})
-    client.close()
-    client.request("POST", "/volumes/create", body={"Name": "vol"})
+    assert identify(pid) is None
+    assert not client.running()
 
 
 def test_an_answer_that_takes_long_is_waited_for_while_the_heart_beats(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tarfile
 import uuid
 from collections.abc import Iterator
@@ -13,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from harness import Wherry, eventually
+
+from wherry.machine.accel import host_arch
 
 pytestmark = pytest.mark.vm
 
@@ -74,6 +79,56 @@ def test_a_machine_that_was_paused_says_so_and_goes_on(wherry: Wherry, container
     assert found["machine default"]["status"] == "warn"
     wherry.run("machine", "start", check=True)
     assert wherry.out("exec", container, "echo", "on") == "on"
+
+
+@pytest.fixture
+def small_disk(wherry: Wherry) -> Iterator[Path]:
+    """The directory of a machine `small`, on a file system of 48 MiB."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounts a file system: needs root on Linux")
+    paths = wherry.home.machine("small")
+    paths.root.mkdir(parents=True, mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48M,mode=700", "tmpfs", os.fspath(paths.root)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        paths.root.rmdir()
+        pytest.skip("mounting is not allowed here")
+    config = {"cpus": 2, "memory_mib": 1024, "disk_gib": 8, "arch": host_arch()}
+    paths.config.write_text(json.dumps(config))
+    yield paths.root
+    wherry.run("-M", "small", "machine", "stop", timeout=120)
+    eventually(
+        "the engine is gone",
+        lambda: (
+            not wherry.run("-M", "small", "machine", "rm", "--force", timeout=60).returncode
+            or not paths.engine_record.exists()
+        ),
+        seconds=60,
+    )
+    subprocess.run(["umount", "-l", os.fspath(paths.root)], check=True)
+    paths.root.rmdir()
+
+
+def test_a_machine_whose_disk_is_full_waits_for_room_and_loses_nothing(
+    wherry: Wherry, small_disk: Path
+) -> None:
+    def small(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return wherry.run("-M", "small", *words, timeout=120)
+
+    script = "tr '\\0' x < /dev/zero | head -c 64000000 > /file; sync; md5sum < /file"
+    made = small("run", "-d", "--name", "writer", "localhost/busybox", "sh", "-c", script)
+    assert made.returncode == 0, made.stderr
+
+    def paused() -> object:
+        return json.loads(small("machine", "inspect", "small").stdout)[0]["paused"]
+
+    assert eventually("the machine is paused", paused, seconds=60) == "the host's disk is full"
+    done = small("exec", "writer", "true")
+    assert b"the machine is paused: the host's disk is full" in done.stderr
+    mount = ["mount", "-o", "remount,size=1G", os.fspath(small_disk)]
+    subprocess.run(mount, check=True)
+    assert small("wait", "writer").stdout.strip() == b"0"
+    expected = hashlib.md5(b"x" * 64_000_000, usedforsecurity=False).hexdigest()
+    assert small("logs", "writer").stdout.split()[0].decode() == expected
 
 
 def test_the_timeline_shows_the_phases_of_the_start(wherry: Wherry) -> None:
