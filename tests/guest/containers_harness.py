@@ -251,8 +251,8 @@ class Machine:
         return Running(key, answer, *ours)
 
 
-def open_machine(directory: Path) -> Machine:
-    """Start a zygote with a busybox layer below `directory`."""
+def open_machine(directory: Path, **environment: str) -> Machine:
+    """Start a zygote with a busybox layer below `directory`; `environment`: see `pid1_process`."""
     directory.chmod(0o755)
     layers = directory / "l"
     make_busybox(layers / "busybox")
@@ -265,7 +265,7 @@ def open_machine(directory: Path) -> Machine:
     process = subprocess.Popen(
         [sys.executable, "-B", str(script), str(theirs.fileno()), json.dumps(asdict(layout))],
         pass_fds=[theirs.fileno()],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
     )

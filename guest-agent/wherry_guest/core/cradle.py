@@ -248,7 +248,7 @@ leave:
 """
 """System calls: asm-generic/unistd.h, number in x8, arguments in x0 to x5."""
 
-LISTINGS: Final = {"x86_64": X86_64, "aarch64": AARCH64}
+LISTINGS: Final[dict[str, str]] = {"x86_64": X86_64, "aarch64": AARCH64}
 
 _NAME: Final = "wherry-cradle"
 _MOST: Final = 160 * 1024

@@ -209,9 +209,9 @@ class Flat:
         never = self.data(bytes(8))
         self.check(never, 0, 1, label)
 
-    def handler(self, label: Label) -> None:
-        """From here on what fails goes on at `label`."""
-        self._append(HANDLER, label)
+    def handler(self, label: Label | None) -> None:
+        """From here on what fails goes on at `label`; None: it ends who runs the program."""
+        self._append(HANDLER, 0 if label is None else label)
 
     def end(self) -> None:
         self._append(END)

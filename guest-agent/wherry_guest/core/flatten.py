@@ -28,7 +28,12 @@ from wherry_guest.core.flat_making import (
 )
 from wherry_guest.core.process import Execute
 from wherry_guest.core.steps import SETUP_FAILED
-from wherry_guest.core.syscalls import CLONE_INTO_CGROUP, CLONE_NEWPID, CLONE_PARENT
+from wherry_guest.core.syscalls import (
+    CLONE_INTO_CGROUP,
+    CLONE_NEWPID,
+    CLONE_PARENT,
+    PR_SET_DUMPABLE,
+)
 
 if TYPE_CHECKING:
     from wherry_guest.core.plan import Plan
@@ -71,6 +76,7 @@ def flatten(plan: Plan, fds: Descriptors, architecture: str) -> Flattened:
     failed, parent, child_failed = Label(), Label(), Label()
     flat.handler(failed)
     if fds.pidfd >= 0:
+        flat.call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # before the container can see the child
         flat.call("setns", fds.pidfd, CLONE_NEWPID)
     flags = CLONE_PARENT | CLONE_INTO_CGROUP | (CLONE_NEWPID if plan.new_pid else 0)
     arguments = struct.pack("<11Q", flags, *[0] * 9, fds.cgroup)  # struct clone_args
@@ -84,6 +90,7 @@ def flatten(plan: Plan, fds: Descriptors, architecture: str) -> Flattened:
     flat.call("sendto", fds.status, BASE, FAILURE_BYTES, MSG_NOSIGNAL, 0, 0)
     flat.call("exit_group", SETUP_FAILED)
     flat.place(parent)
+    flat.handler(None)  # who cannot say that there is a process must not say that there is none
     _go_home(making)
     flat.call("sendto", CONTROL, pid, PID_BYTES, MSG_NOSIGNAL, 0, 0)
     flat.end()

@@ -366,6 +366,13 @@ class Nursery:
         finally:
             _close_all(request.fds)
 
+    def _give_up(self, child: Child) -> None:
+        self._close_status(child)
+        if child.request is not None:
+            _close_all(child.request.fds)
+        child.failure = _killed()
+        self._forget_failed(child)
+
     def _has_started(self, child: Child) -> None:
         if not child.pid:
             self._hear_births()  # it was said before the status socket's other end was closed
@@ -383,9 +390,12 @@ class Nursery:
         self._cradle.ended()
         unborn, self._unborn = self._unborn, deque()
         for child in unborn:
-            if child.new_cgroup is not None:  # it may have made the process, and not said so
+            # It may have made the process, and not said so: none may run twice.
+            if child.new_cgroup is None:
+                self._give_up(child)
+            else:
                 cgroups.kill(self.kernel, child.new_cgroup)
-            self._again(child, child.request)
+                self._again(child, child.request)
         if useful:  # else the next one would do no better
             self.prepare()
 
