@@ -92,49 +92,52 @@ def _command_line(plan: Plan, listeners: dict[str, socket.socket], secret: str) 
 async def _take_all(
     plan: Plan, listeners: dict[str, socket.socket], pid: int, secret: str
 ) -> list[Channel]:
-    """The connections of QEMU `pid`, each proved; strangers are dropped."""
+    """The connections of QEMU `pid`, each proved; strangers are dropped, all the while."""
     first = next(iter(plan.monitors))
+    ports: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
 
-    async def knows_the_secret(
+    async def control(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _port: int
-    ) -> Monitor:
+    ) -> Channel:
         monitor = Monitor(reader, writer, Path(plan.monitors[first]))
         await monitor.negotiate()
         where = {"path": f"/objects/{_SECRET}", "property": "data"}
         answer = await monitor.ask("qom-get", where)
         if not isinstance(answer, str) or not secrets.compare_digest(answer, secret):
             raise ConnectionError("it does not know the secret")
+        ports.set_result(_ports(await monitor.ask("query-chardev")))
         return monitor
 
-    control = await _take(listeners[first], pid, knows_the_secret)
-    ports = _ports(await control.ask("query-chardev"))
-    channels: list[Channel] = [control]
-    for name, listener in listeners.items():
-        if name == first:
-            continue
-
-        async def comes_from_its_port(
-            reader: asyncio.StreamReader,
-            writer: asyncio.StreamWriter,
-            port: int,
-            name: str = name,
+    def another(name: str) -> Proof[Channel]:
+        async def prove(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int
         ) -> Channel:
-            if ports.get(name) != port:
+            if (await asyncio.shield(ports)).get(name) != port:
                 raise ConnectionError("QEMU has no such connection")
-            if name not in plan.monitors:
+            if name in plan.streams:
                 return Channel(reader, writer, Path(plan.streams[name]))
             monitor = Monitor(reader, writer, Path(plan.monitors[name]))
             await monitor.negotiate()
             return monitor
 
-        limit = LINE_LIMIT if name in plan.monitors else CHUNK
-        channels.append(await _take(listener, pid, comes_from_its_port, limit=limit))
-    return channels
+        return prove
+
+    async with asyncio.TaskGroup() as group:
+        taking = [
+            group.create_task(
+                _take(
+                    listener,
+                    pid,
+                    control if name == first else another(name),
+                    limit=LINE_LIMIT if name in plan.monitors else CHUNK,
+                )
+            )
+            for name, listener in listeners.items()
+        ]
+    return [task.result() for task in taking]
 
 
-async def _take(
-    listener: socket.socket, pid: int, prove: Proof[T], *, limit: int = LINE_LIMIT
-) -> T:
+async def _take(listener: socket.socket, pid: int, prove: Proof[T], *, limit: int) -> T:
     """Accept until a connection is proved; all are looked at at once, so that one that says
     nothing keeps nobody waiting."""
     loop = asyncio.get_running_loop()
