@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 
 import h11
 
-from wherry import __version__
+from wherry import __version__, succession
 from wherry.connection import Connection, connect
 from wherry.errors import EngineUnreachable, WherryError
 from wherry.hung import EngineHung, Guard
@@ -35,6 +35,9 @@ _START_DEADLINE = 30.0
 
 
 _PIPE_POLL_SECONDS = 0.02
+
+_LACKING = (404, 405, 501)
+"""Answers of an engine that does not have a route."""
 
 
 class EngineError(WherryError):
@@ -60,6 +63,7 @@ class Client:
         self.paths = home.machine(machine)
         self._guard = Guard(self.paths, machine)
         self._shared: _Http | None = None
+        self._may_replace = True
 
     def close(self) -> None:
         """Close the shared connection; the next request opens another."""
@@ -203,9 +207,65 @@ class Client:
         finally:
             http.close()
 
+    def replace_engine(self, *, force: bool = False) -> None:
+        """End the engine and start one of this program; the machine and its containers run on.
+
+        Args:
+            force: also when that cuts off somebody.
+
+        Raises:
+            EngineError: the engine is in the middle of something (409), or does not know how.
+            EngineUnreachable: there was none, and none could be started.
+        """
+        self._may_replace = False
+        from wherry.osutil import lock_file, private_directory
+
+        private_directory(self.home.root)
+        private_directory(self.paths.root)
+        with lock_file(self.paths.start_lock, timeout=_START_DEADLINE):
+            if self.running():
+                query = {"python": sys.executable}
+                way = "stop" if force else "yield"
+                try:
+                    reply = self.request("POST", f"/wherry/v1/engine/{way}", query=query)
+                except EngineError as error:
+                    if error.http_status not in _LACKING:
+                        raise
+                    raise EngineError(
+                        "it is too old to say whether it is in the middle of something",
+                        hint=f"{succession.RESTART} --force ends it; containers run on",
+                    ) from error
+                answer = reply.json()
+                self.close()
+                activated = answer is not None and answer["activated"]
+                if force or activated or self.paths.pipe is not None:
+                    with lock_file(self.paths.engine_lock, timeout=_START_DEADLINE):
+                        pass
+                else:  # at once: clients that come now wait for the new one
+                    self._shared = _Http(_listen_and_spawn(self.home, self.machine), self._guard)
+        self.request("GET", "/_ping")
+
+    def _replace_older(self) -> None:
+        """Once per client: see `wherry.succession`."""
+        self._may_replace = False
+        older = succession.should_replace(self.paths)
+        if older is None or not self.running():
+            return
+        try:
+            self.replace_engine()
+        except EngineError as error:
+            succession.notice(
+                f"the running engine is {older.version}, older than this command ({__version__}),"
+                f" and goes on: {error.message}" + (f" ({error.hint})" if error.hint else "")
+            )
+        finally:
+            self.close()
+
     def _open(self) -> Connection:
         if self._guard.suspicious():
             self._guard.settle()
+        if self._may_replace:
+            self._replace_older()
         try:
             return connect(self.paths)
         except OSError:
@@ -226,7 +286,7 @@ def start_engine(home: Home, machine: str) -> Connection:
         EngineUnreachable: it could not be started.
     """
     # Here, since commands that find an engine should not pay for these imports.
-    from wherry.osutil import listen_unix, lock_file, private_directory
+    from wherry.osutil import lock_file, private_directory
 
     paths = home.machine(machine)
     private_directory(home.root)
@@ -240,11 +300,19 @@ def start_engine(home: Home, machine: str) -> Connection:
         try:
             if paths.pipe is not None:
                 return _await_pipe(paths, _spawn_engine(home, machine, subprocess.DEVNULL))
-            with listen_unix(paths.api_socket) as listener:
-                _spawn_engine(home, machine, listener.fileno())
-                return connect(paths)
+            return _listen_and_spawn(home, machine)
         except OSError as error:
             raise EngineUnreachable(f"cannot start the engine: {error}") from error
+
+
+def _listen_and_spawn(home: Home, machine: str) -> Connection:
+    """A connection to the engine that is started for it. Hold the start lock."""
+    from wherry.osutil import listen_unix
+
+    paths = home.machine(machine)
+    with listen_unix(paths.api_socket) as listener:
+        _spawn_engine(home, machine, listener.fileno())
+        return connect(paths)
 
 
 def _spawn_engine(home: Home, machine: str, stdin: int) -> int:
@@ -451,6 +519,11 @@ def _raise_for(reply: Reply) -> None:
         exit_code = int(data.get("exit_code", 1))
     except (ValueError, TypeError, KeyError):
         message, hint, exit_code = f"the engine answered with status {reply.status}", None, 1
+    if reply.status in _LACKING:
+        message, hint = succession.does_not_know(message, reply.headers.get("server", "")) or (
+            message,
+            hint,
+        )
     raise EngineError(message, hint=hint, exit_code=exit_code, http_status=reply.status)
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,7 @@ def engine() -> SimpleNamespace:
         events=FakeEvents(),
         volumes=volumes,
         lives=SimpleNamespace(with_fresh_health=with_fresh_health),
+        presence=SimpleNamespace(working=lambda _what: nullcontext()),
     )
 
 

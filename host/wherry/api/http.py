@@ -176,6 +176,13 @@ class Routes:
         raise NotFound("page not found")
 
 
+def split_path(target: str) -> str:
+    """The path of a request target, without version and query."""
+    path = target.partition("?")[0]
+    match = _VERSION_PREFIX.match(path)
+    return path[match.end() :] if match else path
+
+
 def split_target(target: str) -> tuple[str, tuple[int, int], dict[str, list[str]]]:
     """A request target to (path without version, version, query).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wherry.api.http import Request, Response, Route, json_lines, json_response
@@ -62,7 +63,15 @@ async def emulators(engine: Engine, _request: Request) -> Response:
     return json_lines(with_progress(work))
 
 
-async def stop(engine: Engine, _request: Request) -> Response:
+async def template(engine: Engine, _request: Request) -> Response:
+    """Have a saved machine for the next start: {"key", "status", "reason", "bytes", …}."""
+    return json_response(await engine.machine.save_template())
+
+
+async def stop(engine: Engine, request: Request) -> Response:
+    """`session`: it ends with the session; nobody wants it off."""
+    if not request.flag("session"):
+        engine.presence.machine_stopped_on_request()
     await engine.machine.stop()
     return json_response(engine.machine.inspect())
 
@@ -94,10 +103,22 @@ async def engine_stop(engine: Engine, _request: Request) -> Response:
     return Response(204, then=engine.request_exit)
 
 
+async def engine_yield(engine: Engine, request: Request) -> Response:
+    """End the engine process for a newer one, unless that would cut off somebody (409).
+
+    Query: `python`, the interpreter that would run the newer one. The answer: `{"activated"}`,
+    whether the session's manager holds the socket and starts the next engine.
+    """
+    engine.presence.give_way(f"{request.method} {request.path}", request.text("python"))
+    answer = json_response({"activated": engine.presence.activated})
+    return replace(answer, then=engine.request_exit)
+
+
 TABLE: list[Route] = [
     ("GET", "/wherry/v1/machine", inspect),
     ("POST", "/wherry/v1/machine/start", start),
     ("POST", "/wherry/v1/machine/stop", stop),
+    ("POST", "/wherry/v1/machine/template", template),
     ("POST", "/wherry/v1/machine/upgrade", upgrade),
     ("POST", "/wherry/v1/machine/emulators", emulators),
     ("GET", "/wherry/v1/machine/console", console),
@@ -105,4 +126,5 @@ TABLE: list[Route] = [
     ("GET", "/wherry/v1/machine/timeline", timeline),
     ("GET", "/wherry/v1/engine", engine_facts),
     ("POST", "/wherry/v1/engine/stop", engine_stop),
+    ("POST", "/wherry/v1/engine/yield", engine_yield),
 ]

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import h11
 
-from wherry.api.http import Hijack, Request, Response, Streamed, error_response, split_target
+from wherry import __version__
+from wherry.api.http import (
+    Hijack,
+    Request,
+    Response,
+    Streamed,
+    error_response,
+    split_path,
+    split_target,
+)
 from wherry.api.routes import ROUTES
 from wherry.errors import InvalidInput, WherryError
 from wherry.osutil.local import LocalServer, serve_local
@@ -36,7 +45,7 @@ _COMMON_HEADERS = (
     ("Api-Version", "1.50"),
     ("Docker-Experimental", "false"),
     ("Ostype", "linux"),
-    ("Server", "Wherry"),
+    ("Server", f"Wherry/{__version__}"),
 )
 _CLIENT_GONE = (ConnectionError, BrokenPipeError, h11.RemoteProtocolError)
 
@@ -126,13 +135,15 @@ class _Connection:
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers
         }
         ours = headers.get("user-agent", "").startswith("wherry/")
-        answer = await self._answer(head, headers, separate_hint=ours)
-        if answer is None:
-            return False
-        if isinstance(answer, Hijack):
-            await self._hijack(answer, upgrade="upgrade" in headers)
-            return False
-        await self._send(answer, head_only=head.method == b"HEAD")
+        what = f"{head.method.decode('ascii')} {split_path(head.target.decode('latin-1'))}"
+        with self._engine.presence.working(what):
+            answer = await self._answer(head, headers, separate_hint=ours)
+            if answer is None:
+                return False
+            if isinstance(answer, Hijack):
+                await self._hijack(answer, upgrade="upgrade" in headers)
+                return False
+            await self._send(answer, head_only=head.method == b"HEAD")
         if answer.then is not None:
             answer.then()
         if self._http.their_state is h11.SEND_BODY:

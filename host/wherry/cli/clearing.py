@@ -23,6 +23,9 @@ from wherry.hung import Guard
 from wherry.paths import Home, MachinePaths, is_machine_name
 from wherry.units import human_size
 
+RESET_HOOKS = ("wherry.cli.service:services",)
+"""As UNINSTALL_HOOKS, of what makes no sense without its machine: `reset` removes that, too."""
+
 UNINSTALL_HOOKS = ("wherry.cli.uninstalling:docker_contexts",)
 """`module:function` of what was set up outside of the state directory: each takes the App and gives
 the Items that `uninstall` removes."""
@@ -38,11 +41,13 @@ class Item:
     Attributes:
         what: in words. paths: files and directories, which may be missing.
         remove: instead of removing the paths.
+        first: removed before the machines are stopped: it would start them again.
     """
 
     what: str
     paths: tuple[Path, ...] = ()
     remove: Callable[[], None] | None = field(default=None, compare=False)
+    first: bool = False
 
     @property
     def bytes(self) -> int:
@@ -76,10 +81,10 @@ def items_of_reset(home: Home, *, everything: bool) -> list[Item]:
     return [item for item in found if item.exists]
 
 
-def hooked_items(app: App) -> list[Item]:
+def hooked_items(app: App, hooks: tuple[str, ...] = UNINSTALL_HOOKS) -> list[Item]:
     """What the hooks know of."""
     found: list[Item] = []
-    for place in UNINSTALL_HOOKS:
+    for place in hooks:
         module, _, name = place.partition(":")
         found += getattr(importlib.import_module(module), name)(app)
     return found

@@ -7,6 +7,7 @@ import json
 import click
 
 from wherry.cli.app import App, pass_app
+from wherry.cli.clearing import remove
 from wherry.cli.machines import existing, remove_files, settle
 from wherry.client import Client
 from wherry.errors import Conflict, EngineUnreachable
@@ -29,6 +30,7 @@ def rm_command(app: App, force: bool, keep_disk: bool, name: str | None) -> None
     except EngineUnreachable:
         if not force:
             raise
+        _remove_service(app, client.machine)
         _remove_without_engine(client, keep_disk)
         return
     if state == "running" and not force:
@@ -39,10 +41,23 @@ def rm_command(app: App, force: bool, keep_disk: bool, name: str | None) -> None
     if not force:
         what = "and keep its data disk" if keep_disk else "its containers and its data disk"
         click.confirm(f"Remove machine {client.machine!r}, {what}?", abort=True)
+    if _remove_service(app, client.machine):
+        client.close()
     client.request("POST", "/wherry/v1/machine/remove", query={"keep_disk": keep_disk})
     settle(client, asked=True)
     remove_files(client.paths, keep_disk=keep_disk)
     click.echo(client.machine)
+
+
+def _remove_service(app: App, machine: str) -> bool:
+    """It would start an engine for a machine that is gone. False: there is none."""
+    from wherry.cli.service import service_item
+
+    item = service_item(app, machine)
+    if item is None:
+        return False
+    remove(item)
+    return True
 
 
 def _remove_without_engine(client: Client, keep_disk: bool) -> None:

@@ -8,6 +8,7 @@ import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.clearing import (
+    RESET_HOOKS,
     Item,
     hooked_items,
     items_of_reset,
@@ -27,7 +28,8 @@ def reset_command(app: App, everything: bool, force: bool) -> None:
 
     Logins are Docker's config.json and never touched. To repair something, try wherry doctor --fix.
     """
-    _clear(app, items_of_reset(app.home, everything=everything), force=force)
+    items = [*hooked_items(app, RESET_HOOKS), *items_of_reset(app.home, everything=everything)]
+    _clear(app, items, force=force)
 
 
 @click.command("uninstall")
@@ -37,7 +39,8 @@ def uninstall_command(app: App, force: bool) -> None:
     """Remove everything that Wherry has put on this computer, but not the program itself."""
     from wherry.cli.uninstalling import how_to_go
 
-    items = [*items_of_reset(app.home, everything=True), *hooked_items(app)]
+    services = hooked_items(app, RESET_HOOKS)
+    items = [*services, *items_of_reset(app.home, everything=True), *hooked_items(app)]
     _clear(app, items, force=force)
     _remove_home(app)
     click.echo(f"The program itself is removed by: {how_to_go()}")
@@ -53,9 +56,13 @@ def _clear(app: App, items: Sequence[Item], *, force: bool) -> None:
     if not force:
         total = human_size(sum(item.bytes for item in items))
         click.confirm(f"Remove all that ({total})? It cannot be undone", abort=True)
+    for item in items:
+        if item.first:
+            remove(item)
     stop_machines(app, lambda text: click.echo(text, err=True))
     for item in items:
-        remove(item)
+        if not item.first:
+            remove(item)
     click.echo(f"{len(items)} removed")
 
 

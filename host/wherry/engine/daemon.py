@@ -43,12 +43,17 @@ def run(
     settings: Settings,
     listener: socket.socket | Path,
     spawned_ns: int | None = None,
+    service: bool = False,
+    *,
+    activated: bool = False,
 ) -> None:
     """Serve the machine's API on `listener` until a signal or a client asks for the end.
 
     Args:
         listener: a listening socket; on Windows the path of the pipe to serve.
         spawned_ns: when a client started this process, since the epoch.
+        service: the session's manager started it: the machine is started for containers that want
+            to run. activated: that one holds the listener, too.
 
     Raises:
         LockHeld: another engine serves this machine.
@@ -60,7 +65,9 @@ def run(
         log.info("engine of machine %s, process %d", machine, os.getpid())
         pulse = Pulse(paths.engine_record, __version__)
         try:
-            asyncio.run(_serve(home, machine, settings, listener, pulse, spawned_ns))
+            asyncio.run(
+                _serve(home, machine, settings, listener, pulse, spawned_ns, service, activated)
+            )
         finally:
             pulse.end()
         log.info("engine of machine %s ends", machine)
@@ -73,6 +80,8 @@ async def _serve(
     listener: socket.socket | Path,
     pulse: Pulse,
     spawned_ns: int | None,
+    service: bool,
+    activated: bool,
 ) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set)
@@ -81,6 +90,9 @@ async def _serve(
         machine = Machine(name, home, settings)
         engine = await Engine.open(home, name, settings, machine=machine)
         engine.on_exit_request = stop.set
+        engine.presence.activated = activated
+        if service:
+            engine.machine_if_wanted()
         if spawned_ns is not None:
             machine.timeline.engine_ready(spawned_ns)
         try:

@@ -30,6 +30,7 @@ from wherry.engine.images import Images
 from wherry.engine.lives import Lives
 from wherry.engine.model import Json
 from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
+from wherry.engine.presence import Presence
 from wherry.engine.registry import Entry, Registry
 from wherry.engine.removals import Removals
 from wherry.engine.sampler import Sampler
@@ -91,6 +92,7 @@ class Engine:
         self.events = EventBus(state)
         volumes = VolumeTable(state)
         self._registry = Registry(state, self.events, volumes)
+        self.presence = Presence(state, self._registry, machine)
         self._guest = Guest(machine, store)
         native = native_platform(machine)
         emulators = _emulator_source(home, settings, native.architecture)
@@ -226,6 +228,10 @@ class Engine:
                 leases.release_others, self._store, self.machine_name, frozenset()
             )
 
+    def machine_if_wanted(self) -> None:
+        """Start the machine in the background when containers are to run (`Presence.bring_up`)."""
+        self._spawn(self.presence.bring_up())
+
     def request_exit(self) -> None:
         """Ask the process to end."""
         self.on_exit_request()
@@ -254,7 +260,9 @@ class Engine:
         self._spawn(self._agree(link))
 
     def _state_changed(self, state: MachineState) -> None:
-        if state in (MachineState.STOPPED, MachineState.FAILED):
+        if state is MachineState.RUNNING:
+            self.presence.machine_is_on()
+        elif state in (MachineState.STOPPED, MachineState.FAILED):
             self._known_link = None
             adopt.machine_gone(self._registry, self.execs, GONE)
 
