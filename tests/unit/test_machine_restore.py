@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from machine_fakes import FakeLink, fake_qemu
 
-from wherry.errors import AgentError, BootFailed
+from wherry.errors import AgentError, BootFailed, Conflict
 from wherry.machine import Machine, MachineState
 from wherry.machine.accel import AccelChoice
 from wherry.machine.boot import Deadlines
@@ -28,8 +28,6 @@ from wherry.settings import Settings
 from wherry_image import VmImage
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is restored there")
-
-GOOD = "lines:wherry: init|wherry: agent"
 
 
 @pytest.fixture
@@ -62,14 +60,14 @@ class World:
     def templates(self) -> Templates:
         return Templates(self.home.templates)
 
-    def machine(self, scenario: str = GOOD, name: str = "m") -> Machine:
+    def machine(self, name: str = "m", bake_after: float = 0.0) -> Machine:
         image = VmImage(
             key="k" * 64,
             arch="amd64",
             kernel=self.image / "kernel",
             fast_kernel=self.image / "fast-kernel",
             initrd=self.image / "initrd",
-            cmdline=scenario,
+            cmdline="lines:wherry: init|wherry: agent",
             kernel_version="6.12",
             busybox=self.image,
         )
@@ -81,7 +79,7 @@ class World:
             agent_digest=lambda: "d1",
             open_link=self.open_link,
             deadlines=Deadlines(spawned=10, kernel=10, init=10, agent=10, restore=10),
-            bake_after=0.0,
+            bake_after=bake_after,
         )
         settings = Settings(cpus=1, memory_mib=256, disk_gib=1, template=self.template)
         made = Machine(name, self.home, settings, tools=tools)
@@ -383,5 +381,20 @@ def test_a_qemu_that_does_not_start_is_no_fault_of_the_template(root: Path) -> N
         with pytest.raises(BootFailed):
             await machine.ensure_running()
         assert [it["status"] for it in world.templates.all()] == ["good"]
+
+    play(root, work)
+
+
+def test_a_template_can_be_asked_for_and_is_made_at_once(root: Path) -> None:
+    async def work(world: World) -> None:
+        machine = world.machine(bake_after=3600)
+        with pytest.raises(Conflict, match="never started"):
+            await machine.save_template()
+        await machine.ensure_running()
+        first = await machine.save_template()
+        assert first["status"] == "good"
+        assert await machine.save_template() == first
+        await machine.stop()
+        assert "restore" in await world.started(machine)
 
     play(root, work)

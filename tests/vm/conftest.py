@@ -14,7 +14,6 @@ import pytest
 from vm_loop import LoopThread
 
 from wherry.machine import Machine
-from wherry.machine.bringup import Tools
 from wherry.paths import Home
 from wherry.settings import Settings
 
@@ -45,10 +44,10 @@ def machine(vm_home: Home, vm_settings: Settings, loop: LoopThread) -> Iterator[
     """A running machine for all tests of the run, a restored one: leave it as you found it."""
 
     async def make() -> Machine:
-        made = Machine("shared", vm_home, vm_settings, tools=Tools(bake_after=0, bake_idle=False))
+        made = Machine("shared", vm_home, vm_settings)
         await made.ensure_running()
         if not made.inspect()["restored"]:
-            await made.until_template()
+            await made.save_template()
             await made.stop()
             await made.ensure_running()
         assert made.inspect()["restored"]

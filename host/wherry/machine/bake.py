@@ -61,7 +61,7 @@ async def bake(
     start: Callable[[VmSpec, MachinePaths], Awaitable[RunningQemu]],
     open_link: Callable[[Path, float], Coroutine[Any, Any, LinkPort]],
     deadlines: Deadlines,
-    idle: bool = True,
+    idle: bool,
 ) -> None:
     """Make the template `key` of machines like `spec`. Nothing happens when one is being made.
 

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from wherry.errors import AgentError, LinkError, MachineError, StorageError, WherryError
+from wherry.errors import AgentError, Conflict, LinkError, MachineError, StorageError, WherryError
 from wherry.link import local_socket, open_link
 from wherry.machine.accel import AccelChoice, choose_accel
 from wherry.machine.adopt import find_running
@@ -69,8 +70,6 @@ class Tools:
     endpoints: Endpoints = field(default_factory=default_endpoints)
     bake_after: float = 2.0
     """Seconds after a boot until a template is made, so that the first commands go undisturbed."""
-    bake_idle: bool = True
-    """Whether that has the lowest priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +135,27 @@ class Bringup:
             if saved is None or saved.known():
                 return
             await asyncio.sleep(self.tools.bake_after)
-            idle = self.tools.bake_idle
-            await saved.bake(job.start, self._link_to, self.tools.deadlines, idle=idle)
+            await saved.bake(job.start, self._link_to, self.tools.deadlines, idle=True)
         except (WherryError, OSError) as error:
             logger.warning("no template is made, later starts boot: %s", error)
+
+    async def save_template(self, config: MachineConfig, image: VmImage) -> dict[str, Any]:
+        """The template of such a machine, made now when there is none; as `Templates.all` has it.
+
+        Raises:
+            WherryError: it cannot be made.
+        """
+        job = await asyncio.to_thread(self._job, config, image)
+        saved = self._saved(job)
+        if saved is None:
+            raise MachineError("such a machine cannot be saved", hint="its starts are boots")
+        if not job.files.bytecode.exists():
+            raise Conflict(
+                "the machine was never started with this image and agent",
+                hint="wherry machine start",
+            )
+        await saved.bake(job.start, self._link_to, self.tools.deadlines, idle=False)
+        return saved.facts()
 
     async def _attempt(self, job: _Job) -> tuple[RunningQemu, LinkPort] | SavedMachine | None:
         """Restore. None: there is nothing to restore; a SavedMachine: it did not work."""

@@ -251,6 +251,18 @@ class Machine:
         if self._baking is not None:
             await asyncio.wait({self._baking})
 
+    async def save_template(self) -> dict[str, Any]:
+        """Have a template for the next start now, at the usual priority; see `Templates.all`.
+
+        Raises:
+            WherryError: it cannot be made.
+        """
+        if self._baking is not None:
+            self._baking.cancel()
+            await asyncio.wait({self._baking})
+        image = await self.prepare_image()
+        return await self._bringup.save_template(self.config, image)
+
     async def prepare_image(self, progress: Progress | None = None) -> VmImage:
         """The VM image, built when it is missing. Starts nothing.
 

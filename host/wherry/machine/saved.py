@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from wherry.errors import StorageError, WherryError
+from wherry.errors import MachineError, StorageError, WherryError
 from wherry.machine.argv import VmSpec
 from wherry.machine.bake import bake
 from wherry.machine.boot import Deadlines, RunningQemu
@@ -45,6 +45,17 @@ class SavedMachine:
     def known(self) -> bool:
         """Whether nothing is to be done: it is there, or is known not to work."""
         return self._templates.known(self._key)
+
+    def facts(self) -> dict[str, Any]:
+        """As `Templates.all` has it.
+
+        Raises:
+            MachineError: there is none (another process is making it).
+        """
+        for template in self._templates.all():
+            if template["key"] == self._key:
+                return template
+        raise MachineError("the machine is being saved by another process")
 
     async def claim(self, notice: Callable[[str], None]) -> Template | None:
         """It, in use by this process; None when there is none. `notice` hears why it is gone."""
@@ -93,7 +104,7 @@ class SavedMachine:
         open_link: Callable[[Path, float], Coroutine[Any, Any, LinkPort]],
         deadlines: Deadlines,
         *,
-        idle: bool = True,
+        idle: bool,
     ) -> None:
         """Make it; see `wherry.machine.bake`."""
         await bake(

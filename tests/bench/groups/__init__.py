@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import boot, commands, core, image, images, layers, pull, store, streams
+from . import boot, commands, core, image, images, layers, machine, pull, store, streams
 
 GROUPS: dict[str, ModuleType] = {
     "image": image,
     "boot": boot,
+    "machine": machine,
     "layers": layers,
     "pull": pull,
     "images": images,
