@@ -127,7 +127,9 @@ def kill_in_guest(wherry: Wherry, what: str) -> None:
     """`kill -9` of a process in the machine. Args: what: a shell word that gives its pid."""
     script = f"kill -9 {what}"
     host = ("--pid", "host", "--privileged")
-    wherry.run("run", "--rm", *host, BUSYBOX, "sh", "-c", script, check=True)
+    done = wherry.run("run", "--rm", *host, BUSYBOX, "sh", "-c", script)
+    # An agent that it kills may not have answered yet.
+    assert done.returncode == 0 or b"the agent was restarted" in done.stderr, done.stderr
 
 
 _CHILD = "$(ps -o pid,ppid,args | awk '$2 == 1 && $NF == \"{}\" {{print $1}}')"

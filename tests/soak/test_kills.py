@@ -11,6 +11,7 @@ import random
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from faults import (
@@ -84,12 +85,15 @@ def _round(
         wherry.popen("stats", "--no-stream"),
     ]
     try:
-        commands[0].wait(moments.uniform(0, 0.8))
-    except subprocess.TimeoutExpired:
-        pass
-    VICTIMS[victim](wherry, ledger, moments.choice(commands))
-    for command in commands:
-        command.communicate(timeout=STUCK_SECONDS)
+        with suppress(subprocess.TimeoutExpired):
+            commands[0].wait(moments.uniform(0, 0.8))
+        VICTIMS[victim](wherry, ledger, moments.choice(commands))
+        for command in commands:
+            command.communicate(timeout=STUCK_SECONDS)
+    finally:
+        for command in commands:
+            kill_command(command)
+            command.communicate()
     if victim == "qemu":
         wherry.out("machine", "start", timeout=STUCK_SECONDS)
     ledger.goes_on()

@@ -77,6 +77,7 @@ class FakeContainers:
         self.exit: asyncio.Future[ExitStatus] | None = None
         self.cancelled = threading.Event()
         self.attachment = Echo()
+        self.paused = False
 
     async def create(
         self, name: str | None, config: dict[str, Any], host_config: dict[str, Any], platform: Any
@@ -107,6 +108,10 @@ class FakeContainers:
 
     async def attach(self, ref: str, **_options: Any) -> Echo:
         return self.attachment
+
+    async def prepare_logs(self, ref: str) -> None:
+        if self.paused:
+            raise Conflict("the machine is paused")
 
     async def logs(self, ref: str, **options: Any) -> AsyncIterator[LogFrame]:
         yield LogFrame(1, 1, b"line\n")
@@ -272,6 +277,14 @@ def test_a_hijack_without_upgrade_is_answered_as_to_old_clients(client: Client) 
 def test_logs_end_with_the_answer(client: Client) -> None:
     parts = client.stream("GET", "/containers/one/logs", query={"stdout": 1, "follow": 0})
     assert b"".join(parts) == b"\x01\0\0\0\0\0\0\x05line\n"
+
+
+def test_logs_of_a_machine_that_is_paused_are_an_error_and_no_empty_answer(
+    client: Client, engine: SimpleNamespace
+) -> None:
+    engine.containers.paused = True
+    with pytest.raises(EngineError, match="the machine is paused"):
+        client.stream("GET", "/containers/one/logs", query={"stdout": 1, "follow": 1})
 
 
 def test_a_json_stream_that_fails_says_so_in_its_last_line(client: Client) -> None:

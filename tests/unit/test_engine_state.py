@@ -222,3 +222,17 @@ def test_an_event_has_dockers_shape() -> None:
         "id": "id1500000000",
         "from": "busybox",
     }
+
+
+def test_a_full_disk_is_said_with_what_to_do_and_changes_nothing(tmp_path: Path) -> None:
+    state = State.open(tmp_path / "state.db")
+    (pages,) = state._connection.execute("PRAGMA page_count").fetchone()
+    state._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL, as a full disk
+    with pytest.raises(StorageError, match="full") as caught, state.transaction() as transaction:
+        transaction.add_container(replace(container(), config={"Labels": {"a": "x" * 100_000}}))
+    assert caught.value.hint == "the disk is full: make room on it"
+    state._connection.execute("PRAGMA max_page_count = 10000")
+    assert state.containers() == []
+    with state.transaction() as transaction:
+        transaction.add_container(container())
+    assert state.containers() == [container()]

@@ -130,3 +130,15 @@ def test_ids_are_found_by_their_beginning(db: StoreDb) -> None:
     assert db.ids_starting(ids[2][:-1]) == ids[2:]
     assert db.ids_starting(ids[0]) == [ids[0]]
     assert db.ids_starting("sha256:f") == []
+
+
+def test_a_full_disk_is_said_with_what_to_do_and_changes_nothing(db: StoreDb) -> None:
+    ((pages,),) = db.rows("PRAGMA page_count")
+    db.rows(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL, as a full disk
+    with pytest.raises(StorageError, match="full") as caught, db.write() as connection:
+        connection.execute("CREATE TABLE large AS SELECT randomblob(200000)")
+    assert caught.value.hint == "the disk is full: make room on it"
+    db.rows("PRAGMA max_page_count = 10000")
+    assert db.rows("SELECT name FROM sqlite_master WHERE name = 'large'") == []
+    add(db, 1, ["a"], "one")
+    assert len(db.images()) == 1

@@ -161,6 +161,7 @@ async def logs(engine: Engine, request: Request) -> Response:
         until_ns=parse_time(request.text("until")),
         tail=None if tail == "all" else request.number("tail"),
     )
+    await engine.containers.prepare_logs(container.id)
     details = details_text(log_details(container)) if request.flag("details") else b""
     stamps = request.flag("timestamps")
     body = log_bytes(frames, tty=tty, timestamps=stamps, details=details)

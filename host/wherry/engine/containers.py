@@ -266,6 +266,12 @@ class Containers:
         self._events.publish_late(container_event(entry.container, "attach"))
         return attachment
 
+    async def prepare_logs(self, ref: str) -> None:
+        """Start a machine that is off and whose disk holds the container's log, so that what is
+        wrong is said before an answer has begun. Raises MachineError."""
+        if self._registry.find(ref).container.started_ns is not None:
+            await self._guest.running_link()
+
     def logs(
         self,
         ref: str,

@@ -20,6 +20,7 @@ from typing import Any
 
 from wherry.engine.model import Container, Event, Exec, IdRange, MountPoint, Status, Volume
 from wherry.errors import StorageError
+from wherry.osutil.databases import database_hint
 
 KEEP_EVENTS = 10_000
 """Events kept; Docker's engine keeps its last 256, in memory."""
@@ -170,7 +171,7 @@ class State:
                 connection.close()
                 raise
         except sqlite3.Error as error:
-            raise StorageError(f"cannot open {path}: {error}") from error
+            raise StorageError(f"cannot open {path}: {error}", hint=database_hint(error)) from error
         return cls(connection)
 
     def close(self) -> None:
@@ -195,15 +196,17 @@ class State:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield transaction
+                self._prune_events(transaction.events)
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StorageError(f"cannot write the machine's state: {error}") from error
+            raise StorageError(
+                f"cannot write the machine's state: {error}", hint=database_hint(error)
+            ) from error
         if transaction.events:
-            self._prune_events(transaction.events)
             self.on_events()
 
     def containers(self) -> list[Container]:
@@ -251,6 +254,7 @@ class State:
         ]
 
     def _prune_events(self, added: int) -> None:
+        """In the transaction that added them: what fails here must not look like a failed change."""
         self._since_prune += added
         if self._since_prune >= _PRUNE_EVERY:
             self._since_prune = 0

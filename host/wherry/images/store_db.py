@@ -21,6 +21,7 @@ from pathlib import Path
 from wherry.errors import StorageError
 from wherry.images.convert import ConvertedLayer
 from wherry.images.store_schema import MIGRATIONS, ImageRow, LayerRow, TagChange
+from wherry.osutil.databases import database_hint
 
 __all__ = ["ImageRow", "LayerRow", "StoreDb", "TagChange"]
 
@@ -76,7 +77,8 @@ class StoreDb:
                     yield self._connection
                     self._connection.execute("COMMIT")
                 except BaseException:
-                    self._connection.execute("ROLLBACK")
+                    if self._connection.in_transaction:  # a full disk has rolled it back already
+                        self._connection.execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
                 raise self._failure(error) from error
@@ -375,7 +377,7 @@ class StoreDb:
         hint = "move it away: what it knew is read again from index.json and the blobs"
         return StorageError(
             f"{self._path}: {error}",
-            hint=hint if damaged else "is the disk full or not writable?",
+            hint=hint if damaged else database_hint(error) or "is the disk full or not writable?",
         )
 
 
