@@ -24,7 +24,9 @@ from wherry.paths import Home
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         shares_machine = "wherry" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("machine" if shares_machine else str(item.path)))
+        if item.get_closest_marker("xdist_group") is None:
+            group = "machine" if shares_machine else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
     if sys.platform == "linux" and os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root on Linux")

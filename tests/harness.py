@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import select
 import signal
 import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +15,11 @@ from pathlib import Path
 from types import TracebackType
 
 from wherry.paths import Home
+
+if sys.platform != "win32":  # unit tests run there too; terminals are tested elsewhere
+    import fcntl
+    import pty
+    import termios
 
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCE_ROOTS = os.pathsep.join(str(ROOT / name) for name in ("host", "guest-agent", "vm-images"))

