@@ -7,12 +7,13 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from wherry.engine.activation import activated_listener, turn_away
-from wherry.engine.daemon import run, start_logging
+from wherry.engine.daemon import Start, run, start_logging
 from wherry.errors import WherryError
-from wherry.osutil import listen_unix
-from wherry.paths import Home
+from wherry.osutil import listen_unix, private_directory
+from wherry.paths import Home, MachinePaths
 from wherry.settings import load_settings
 
 
@@ -39,35 +40,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     home = Home.default()
     try:
         paths = home.machine(options.machine)
+        _have_stderr(paths)
         start_logging(paths.engine_log)
-        settings = load_settings(home.settings_file)
         if paths.pipe is not None:
-            spawned_ns = options.spawned_ns
-            run(home, options.machine, settings, paths.api_socket, spawned_ns, options.service)
-            return 0
-        activated = activated_listener() if options.service else None
-        if activated is not None:
-            listener = activated
+            _run(home, options, paths.api_socket)
+        elif options.service and (activated := activated_listener()) is not None:
+            return _serve_activated(home, options, activated)
         else:
-            listener = _inherited() if options.inherited else listen_unix(paths.api_socket)
-        with listener:
-            try:
-                run(
-                    home,
-                    options.machine,
-                    settings,
-                    listener,
-                    options.spawned_ns,
-                    options.service,
-                    activated=activated is not None,
-                )
-            except WherryError as error:  # told before a waiting client's connection is cut
-                if activated is not None:
-                    turn_away(listener, error)
-                return _complain(error)
+            with _inherited() if options.inherited else listen_unix(paths.api_socket) as listener:
+                try:
+                    _run(home, options, listener)
+                except WherryError as error:  # told before a waiting client's connection is cut
+                    return _complain(error)
     except WherryError as error:
         return _complain(error)
     return 0
+
+
+def _serve_activated(home: Home, options: argparse.Namespace, listener: socket.socket) -> int:
+    """Whoever holds the listener does not read the log: clients are told what is wrong."""
+    with listener:
+        try:
+            _run(home, options, listener, activated=True)
+        except WherryError as error:
+            turn_away(listener, error)
+            return _complain(error)
+    return 0
+
+
+def _run(
+    home: Home,
+    options: argparse.Namespace,
+    listener: socket.socket | Path,
+    *,
+    activated: bool = False,
+) -> None:
+    run(
+        home,
+        options.machine,
+        load_settings(home.settings_file),
+        listener,
+        Start(options.spawned_ns, service=options.service, activated=activated),
+    )
+
+
+def _have_stderr(paths: MachinePaths) -> None:
+    """A program without a console has none (pythonw.exe): then it is the log."""
+    if getattr(sys, "stderr", None) is None:
+        private_directory(paths.root)
+        log = paths.engine_log.open("a", encoding="utf-8", buffering=1)
+        sys.stdout = sys.stderr = log
 
 
 def _complain(error: WherryError) -> int:

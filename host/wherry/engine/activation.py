@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 
 from wherry.errors import EngineUnreachable, WherryError
@@ -25,7 +26,9 @@ _FIRST = 3
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _REQUEST_BYTES = 65536
-_REQUEST_SECONDS = 1.0
+_SILENCE_SECONDS = 0.5
+_TURN_AWAY_SECONDS = 5.0
+"""Docker's client asks two or three times, each on a connection of its own when it must."""
 
 Activate = Callable[[str], list[int]]
 """The descriptors of a launchd socket by its name; raises OSError."""
@@ -66,23 +69,24 @@ def from_launchd(activate: Activate) -> socket.socket | None:
 
 
 def turn_away(listener: socket.socket, error: WherryError) -> None:
-    """Answer the connections that wait with `error`.
+    """Answer the connections that wait, and those that follow at once, with `error`.
 
-    Whoever holds the listener would start the next engine for them at once, and so on for ever.
+    Whoever holds the listener would start the next engine for them, and so on for ever.
     """
     body = json.dumps({"message": f"the engine cannot start: {error}", "hint": error.hint}).encode()
     head = (
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    listener.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
+    ).encode()
+    until = time.monotonic() + _TURN_AWAY_SECONDS
+    listener.settimeout(_SILENCE_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        while time.monotonic() < until:
             connection, _ = listener.accept()
             with connection, contextlib.suppress(OSError):
-                connection.settimeout(_REQUEST_SECONDS)
-                connection.recv(_REQUEST_BYTES)  # what is left unread would cut off the answer
-                connection.sendall(head.encode() + body)
+                connection.settimeout(_SILENCE_SECONDS)
+                request = connection.recv(_REQUEST_BYTES)  # left unread it would cut off the answer
+                connection.sendall(head if request.startswith(b"HEAD ") else head + body)
 
 
 def _listener(descriptor: int) -> socket.socket:

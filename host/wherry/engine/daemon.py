@@ -14,6 +14,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -37,23 +38,33 @@ LOG_BYTES = 4 * 1024 * 1024
 LOG_KEPT = 256 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """By whom this process was started.
+
+    Attributes:
+        spawned_ns: when a client did, since the epoch.
+        service: the session's manager did: the machine is started for containers that want to run.
+        activated: and that one holds the listener.
+    """
+
+    spawned_ns: int | None = None
+    service: bool = False
+    activated: bool = False
+
+
 def run(
     home: Home,
     machine: str,
     settings: Settings,
     listener: socket.socket | Path,
-    spawned_ns: int | None = None,
-    service: bool = False,
-    *,
-    activated: bool = False,
+    start: Start = Start(),
 ) -> None:
     """Serve the machine's API on `listener` until a signal or a client asks for the end.
 
     Args:
         listener: a listening socket; on Windows the path of the pipe to serve.
-        spawned_ns: when a client started this process, since the epoch.
-        service: the session's manager started it: the machine is started for containers that want
-            to run. activated: that one holds the listener, too.
+        start: by whom.
 
     Raises:
         LockHeld: another engine serves this machine.
@@ -65,9 +76,7 @@ def run(
         log.info("engine of machine %s, process %d", machine, os.getpid())
         pulse = Pulse(paths.engine_record, __version__)
         try:
-            asyncio.run(
-                _serve(home, machine, settings, listener, pulse, spawned_ns, service, activated)
-            )
+            asyncio.run(_serve(home, machine, settings, listener, pulse, start))
         finally:
             pulse.end()
         log.info("engine of machine %s ends", machine)
@@ -79,9 +88,7 @@ async def _serve(
     settings: Settings,
     listener: socket.socket | Path,
     pulse: Pulse,
-    spawned_ns: int | None,
-    service: bool,
-    activated: bool,
+    start: Start,
 ) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set)
@@ -90,11 +97,11 @@ async def _serve(
         machine = Machine(name, home, settings)
         engine = await Engine.open(home, name, settings, machine=machine)
         engine.on_exit_request = stop.set
-        engine.presence.activated = activated
-        if service:
+        engine.presence.activated = start.activated
+        if start.spawned_ns is not None:
+            machine.timeline.engine_ready(start.spawned_ns)
+        if start.service:
             engine.machine_if_wanted()
-        if spawned_ns is not None:
-            machine.timeline.engine_ready(spawned_ns)
         try:
             await serve(engine, listener, stop)
         finally:

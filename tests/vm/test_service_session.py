@@ -1,0 +1,60 @@
+"""The service under a real systemd: the socket is there, and what restarts comes back with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Wherry, eventually
+from user_session import user_session
+
+from wherry.paths import Home
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture
+def own(test_cache: Path) -> Iterator[Wherry]:
+    """Commands on a state directory of this test, with a space in its name."""
+    root = Path(tempfile.mkdtemp(prefix="w s-"))
+    (root / "config.yml").write_text("memory_mib: 512\ncpus: 1\n")
+    (root / "cache").symlink_to(test_cache)
+    it = Wherry(Home(root))
+    yield it
+    it.run("machine", "rm", "--force", timeout=60)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def test_containers_come_back_with_the_session_and_survive_their_engine(
+    own: Wherry, tmp_path: Path
+) -> None:
+    paths = own.home.machine("default")
+    with user_session(own, tmp_path) as first:
+        first.command("service", "install")
+        run = ("run", "-d", "--restart", "always", "--name", "web", "localhost/busybox")
+        first.command(*run, "sleep", "1000", timeout=200)
+        assert first.systemctl("is-active", "wherry-default-*.service") == "active"
+    assert not paths.qemu_record.exists(), "the machine was stopped in order with the session"
+
+    with user_session(own, tmp_path) as second:
+        eventually(
+            "the engine starts the machine by itself",
+            lambda: "starting the machine for web" in paths.engine_log.read_text(),
+        )
+        web = eventually("the container is back", lambda: _running(own), 120)
+        own.kill_engine()
+        assert _running(own) == web, "it did not notice the end of its engine"
+        assert second.command("service", "restart") == "default"
+        assert _running(own) == web
+        second.command("service", "uninstall")
+        assert _running(own) == web
+
+
+def _running(own: Wherry) -> str | None:
+    """When the container was started; None while it does not run."""
+    state = json.loads(own.out("inspect", "web"))[0]["State"]
+    return str(state["StartedAt"]) if state["Status"] == "running" else None
