@@ -496,6 +496,7 @@ class FakeMachine:
         self.config = MachineConfig(cpus=1, memory_mib=512, disk_gib=8, arch="amd64")
         self._on_link: list[Callable[[Any], None]] = []
         self._on_state: list[Callable[[MachineState], None]] = []
+        self._on_pause: list[Callable[[str | None], None]] = []
 
     @asynccontextmanager
     async def held(self, doing: str) -> AsyncIterator[None]:
@@ -538,6 +539,15 @@ class FakeMachine:
 
     def on_state(self, callback: Callable[[MachineState], None]) -> None:
         self._on_state.append(callback)
+
+    def on_pause(self, callback: Callable[[str | None], None]) -> None:
+        self._on_pause.append(callback)
+
+    def pause(self, reason: str | None) -> None:
+        """The guest stands still, or goes on."""
+        self.paused = reason
+        for callback in self._on_pause:
+            callback(reason)
 
     def inspect(self) -> dict[str, Any]:
         return {}

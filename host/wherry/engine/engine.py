@@ -28,7 +28,7 @@ from wherry.engine.foreign import Emulation, native_platform
 from wherry.engine.guest import Guest
 from wherry.engine.images import Images
 from wherry.engine.lives import Lives
-from wherry.engine.model import Json
+from wherry.engine.model import Event, Json
 from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
 from wherry.engine.presence import Presence
 from wherry.engine.registry import Entry, Registry
@@ -41,7 +41,7 @@ from wherry.engine.starting import Starter
 from wherry.engine.state import State
 from wherry.engine.upkeep import Upkeep
 from wherry.engine.volumes import Volumes, VolumeTable
-from wherry.errors import LinkError
+from wherry.errors import LinkError, StorageError
 from wherry.images.store import ImageStore
 from wherry.machine import Machine, MachineState, machine_names
 from wherry.machine.timeline import read_starts
@@ -59,6 +59,9 @@ _BOOT = "boot"
 
 _EVENTS_PATIENCE = 10.0
 """Seconds that what the agent has told may take to be heard."""
+
+_AGAIN_SECONDS = 2.0
+"""Until a change that could not be stored is tried again."""
 
 
 class Engine:
@@ -244,6 +247,7 @@ class Engine:
         await asyncio.to_thread(leases.release_gone, self._store, machine_names(self._home))
         self.machine.on_link(self._link_changed)
         self.machine.on_state(self._state_changed)
+        self.machine.on_pause(self._pause_changed)
         if await self.machine.adopt():
             link = self._guest.need_link()
             if link is not self._known_link:
@@ -264,7 +268,29 @@ class Engine:
             self.presence.machine_is_on()
         elif state in (MachineState.STOPPED, MachineState.FAILED):
             self._known_link = None
-            adopt.machine_gone(self._registry, self.execs, GONE)
+            try:
+                adopt.machine_gone(self._registry, self.execs, GONE)
+            except StorageError as error:
+                log.error("what ran in the machine cannot be noted as ended yet: %s", error)
+                self._spawn(self._note_end_of_machine())
+
+    async def _note_end_of_machine(self) -> None:
+        """Once the disk has room again; a machine that is back has told what runs in it."""
+        while self._known_link is None:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            try:
+                if self._known_link is None:
+                    adopt.machine_gone(self._registry, self.execs, GONE)
+                return
+            except StorageError as error:
+                log.debug("still not: %s", error)
+
+    def _pause_changed(self, reason: str | None) -> None:
+        """An event; one of a full disk can only be stored when there is room again."""
+        facts = {"name": self.machine_name} | ({"reason": reason} if reason else {})
+        action = "pause" if reason else "unpause"
+        event = Event("machine", action, self.machine_name, time.time_ns(), facts)
+        self.events.publish_late(event)
 
     async def _agree(self, link: LinkPort) -> None:
         """Bring rows and guest into agreement."""

@@ -7,6 +7,7 @@ follower holds a position and reads from the store, so a slow one costs nothing 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from typing import Any
 
 from wherry.engine.model import Container, Event
 from wherry.engine.state import State, Transaction
-from wherry.errors import InvalidInput
+from wherry.errors import InvalidInput, StorageError
+
+log = logging.getLogger(__name__)
 
 Filters = Mapping[str, Sequence[str]]
 
@@ -23,6 +26,8 @@ _KNOWN_FILTERS = (
 )  # fmt: skip
 _LATE_SECONDS = 0.05
 """How long an event that tells of no change of state may wait for a commit to travel with."""
+_AGAIN_SECONDS = 5.0
+"""Later, when it could not be stored: the disk is full."""
 
 
 def container_event(container: Container, action: str, **attributes: str) -> Event:
@@ -66,18 +71,26 @@ class EventBus:
             transaction.add_event(event)
 
     def publish_late(self, event: Event) -> None:
-        """Store an event that changes nothing (attach, resize): soon, off every critical path."""
+        """Store an event that changes nothing (attach, resize): soon, off every critical path, and
+        as soon as it is possible while the disk is full."""
         self._late.append(event)
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(_LATE_SECONDS, self.flush)
+            self._store_in(_LATE_SECONDS)
 
     def flush(self) -> None:
-        """Store what waits."""
+        """Store what waits; what cannot be stored goes on waiting."""
         self._stop_timer()
-        if self._late:
+        if not self._late:
+            return
+        try:
             with self.transaction():
                 pass
+        except StorageError as error:
+            log.warning("%d events wait until they can be stored: %s", len(self._late), error)
+            self._store_in(_AGAIN_SECONDS)
+
+    def _store_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.flush)
 
     def subscribe(
         self,
@@ -102,8 +115,9 @@ class EventBus:
         )
 
     def close(self) -> None:
-        """End every subscription and store what waits."""
+        """End every subscription and store what waits, if that is possible."""
         self.flush()
+        self._stop_timer()
         for subscriber in tuple(self._subscribers):
             subscriber.close()
 

@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from wherry.errors import AgentError, Conflict, LinkError, MachineError, WherryError
@@ -128,6 +129,7 @@ class Machine:
         self._held: str | None = None
         self._link_callbacks: list[Callable[[Any], object]] = []
         self._state_callbacks: list[Callable[[MachineState], object]] = []
+        self._pause_callbacks: list[Callable[[str | None], object]] = []
 
     @property
     def state(self) -> MachineState:
@@ -191,6 +193,10 @@ class Machine:
     def on_state(self, callback: Callable[[MachineState], object]) -> None:
         """Call `callback(state)` after every change."""
         self._state_callbacks.append(callback)
+
+    def on_pause(self, callback: Callable[[str | None], object]) -> None:
+        """Call `callback(reason)` when the guest stands still, with None when it goes on."""
+        self._pause_callbacks.append(callback)
 
     async def adopt(self) -> bool:
         """Take over the VM that an earlier engine left running; to be called once, at first.
@@ -416,7 +422,8 @@ class Machine:
         async def call(method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
             return await link.call(method, params, timeout=timeout)
 
-        pauses = Pauses(vm.qmp, self._paths.data_disk, self._spawn, self._notice)
+        disk, changed = self._paths.data_disk, partial(self._tell, self._pause_callbacks)
+        pauses = Pauses(vm.qmp, disk, self._spawn, self._notice, changed)
         return _Running(vm, link, LayerPool(vm.qmp, call, self._pins), pauses)
 
     def _enter(self, running: _Running) -> None:

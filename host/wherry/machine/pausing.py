@@ -44,6 +44,7 @@ class Pauses:
         disk: the file that the guest writes to.
         spawn: runs work in the background until the machine is let go.
         notice: told what the user should read.
+        changed: told each new `reason`.
 
     Attributes:
         reason: why the guest stands still; None while it runs.
@@ -55,12 +56,14 @@ class Pauses:
         disk: Path,
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
         notice: Callable[[str], None],
+        changed: Callable[[str | None], None],
     ) -> None:
         self.reason: str | None = None
         self._qmp = qmp
         self._disk = disk
         self._spawn = spawn
         self._notice = notice
+        self._changed = changed
         self._io_error: str | None = None
         qmp.on_event(self._event)
 
@@ -77,7 +80,7 @@ class Pauses:
             raise StillPaused(DISK_FULL)
         logger.info("the machine was paused (%s): letting it go on", self.reason)
         await self._qmp.execute("cont")
-        self.reason = None
+        self._set(None)
 
     def _event(self, name: str, data: Mapping[str, Any]) -> None:
         """qapi/block-core.json BLOCK_IO_ERROR comes before the STOP that it is the reason of."""
@@ -85,13 +88,18 @@ class Pauses:
             said = str(data.get("reason") or "a write failed")
             self._io_error = DISK_FULL if data.get("nospace") else f"its disk failed: {said}"
         elif name == "STOP":
-            self.reason = self._io_error or BY_HAND
+            self._set(self._io_error or BY_HAND)
             self._notice(f"the machine is paused: {self.reason}")
             if self._io_error == DISK_FULL:
                 self._spawn(self._until_there_is_room(), "machine waits for room")
             self._io_error = None
         elif name == "RESUME":
-            self.reason = None
+            self._set(None)
+
+    def _set(self, reason: str | None) -> None:
+        if reason != self.reason:
+            self.reason = reason
+            self._changed(reason)
 
     async def _until_there_is_room(self) -> None:
         while self.reason == DISK_FULL and not self._qmp.closed:
