@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.errors import InvalidInput
+from wherry.osutil.jobs import no_window
 
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
@@ -182,6 +183,7 @@ class Logins:
                 input=order,
                 capture_output=True,
                 timeout=HELPER_SECONDS,
+                creationflags=no_window(),
                 env=dict(self._environ),
                 check=False,
             )

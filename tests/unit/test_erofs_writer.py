@@ -102,9 +102,9 @@ def test_directories_of_many_blocks_are_sorted_and_whole() -> None:
 
 
 def test_names_of_255_bytes_of_any_kind() -> None:
-    names = [os.fsdecode(bytes([b]) * 255) for b in (1, 0x20, 0x7F, 0x80, 0xFF)]
-    image = image_of(tar_of(*(member(name) for name in names)))
-    assert sorted(image.nodes) == [b"", *(os.fsencode(name) for name in names)]
+    names = [bytes([b]) * 255 for b in (1, 0x20, 0x7F, 0x80, 0xFF)]
+    image = image_of(tar_of(*(member(name.decode("utf-8", "surrogateescape")) for name in names)))
+    assert sorted(image.nodes) == [b"", *names]
 
 
 def test_mtimes_have_nanoseconds() -> None:

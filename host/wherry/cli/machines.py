@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from typing import Any
 
 from wherry.cli.app import App
@@ -77,18 +78,20 @@ def remove_files(paths: MachinePaths, *, keep_disk: bool = False) -> None:
     Raises:
         WherryError: something in them cannot be removed.
     """
+    from wherry.osutil.files import patiently  # an engine that has just ended has its log open
+
     kept = {paths.data_disk.name, paths.state_db.name} if keep_disk else set()
     try:
         for directory in {paths.root, paths.sockets}:
             if not directory.exists():
                 continue
             if not kept or directory != paths.root:
-                shutil.rmtree(directory)
+                patiently(partial(shutil.rmtree, directory))
                 continue
             for entry in directory.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 elif entry.name not in kept:
-                    entry.unlink()
+                    patiently(entry.unlink)
     except OSError as error:
         raise WherryError(f"cannot remove {error.filename}: {error.strerror}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -196,7 +195,7 @@ def parse_changes(data: bytes) -> list[PathChange]:
         raise LinkError("the guest sent a torn list of changes")
     try:
         return [
-            PathChange(ChangeKind(item[:1]), os.fsdecode(item[1:]))
+            PathChange(ChangeKind(item[:1]), item[1:].decode("utf-8", "surrogateescape"))
             for item in data.split(b"\0")[:-1]
         ]
     except ValueError as error:

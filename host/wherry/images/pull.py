@@ -264,7 +264,7 @@ class _Finder:
             offered = index.platforms()
             raise ImageNotFound(
                 f"{self._source.name} has no image for {wanted}",
-                hint=f"it has: {', '.join(offered)}" if offered else "its index is empty",
+                hint=_offer(offered),
             )
         return entry
 
@@ -293,5 +293,14 @@ class _Finder:
             return
         raise ImageNotFound(
             f"{self._source.name} has no image for {wanted or self._native}",
-            hint=f"it has: {found}",
+            hint=_offer([str(found)]),
         )
+
+
+def _offer(platforms: list[str]) -> str:
+    """What to say of an image that has none for the platform that is wanted."""
+    if not platforms:
+        return "its index is empty"
+    if all(platform.startswith("windows") for platform in platforms):
+        return "it is an image for Windows: those need a Windows kernel, and the machine runs Linux"
+    return f"it has: {', '.join(platforms)}"

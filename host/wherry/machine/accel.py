@@ -21,6 +21,7 @@ from wherry.errors import MachineError
 from wherry.machine import payload
 from wherry.machine.find import Qemu
 from wherry.osutil import atomic_write
+from wherry.osutil.jobs import no_window
 
 ACCELERATORS = ("kvm", "hvf", "whpx", "tcg")
 
@@ -128,6 +129,7 @@ def run_probe(qemu: Qemu, accel: str) -> ProbeResult:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_PROBE_SECONDS,
+                creationflags=no_window(),
                 check=False,
             )
         except subprocess.TimeoutExpired:

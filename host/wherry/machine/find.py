@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from wherry.errors import QemuNotFound
+from wherry.osutil.jobs import no_window
 
 MINIMUM_VERSION = (7, 2)
 """Debian 12's; older ones lack netdev and chardev options that are used here."""
@@ -229,6 +230,7 @@ def _printed_version(candidate: Qemu, file: tuple[int, int, int]) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_VERSION_TIMEOUT,
+            creationflags=no_window(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:

@@ -7,12 +7,14 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from wherry.errors import StorageError
 
-_REPLACE_RETRY_SECONDS = 2.0
-"""Windows refuses to replace a file that a scanner or reader has open: a moment later it works."""
+_RETRY_SECONDS = 3.0
+"""Windows refuses to replace or remove a file that a scanner, a reader or a process that is just
+ending has open: a moment later it works."""
 
 
 def private_directory(path: Path) -> Path:
@@ -60,10 +62,19 @@ def replace_file(source: Path, target: Path) -> None:
     Raises:
         OSError: as from rename.
     """
-    deadline = time.monotonic() + _REPLACE_RETRY_SECONDS
+    patiently(lambda: source.replace(target))
+
+
+def patiently(work: Callable[[], object]) -> None:
+    """Do `work`; on Windows again for a moment while somebody has a file of it open.
+
+    Raises:
+        OSError: as from `work`.
+    """
+    deadline = time.monotonic() + _RETRY_SECONDS
     while True:
         try:
-            source.replace(target)
+            work()
             return
         except PermissionError:
             if sys.platform != "win32" or time.monotonic() > deadline:
