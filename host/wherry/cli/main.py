@@ -16,6 +16,7 @@ from wherry.errors import WherryError
 _COMMANDS = {
     "attach": "wherry.cli.run",
     "commit": "wherry.cli.snapshots",
+    "completion": "wherry.cli.completion",
     "cp": "wherry.cli.cp",
     "create": "wherry.cli.run",
     "diff": "wherry.cli.snapshots",
@@ -68,6 +69,7 @@ _COMMANDS = {
 _SUMMARIES = {
     "attach": "Attach to a running container's input and output",
     "commit": "Make an image of what a container changed",
+    "completion": "Have your shell complete commands and flags",
     "cp": "Copy files between a container and this computer",
     "create": "Create a container without starting it",
     "diff": "Show what a container changed",
@@ -136,6 +138,8 @@ def wherry(ctx: click.Context, machine: str | None) -> None:
 
 def run(argv: list[str]) -> int:
     """Carry out a command line (without the program's name); the exit code. Prints its errors."""
+    if "_WHERRY_COMPLETE" in os.environ:  # a shell asks for completions
+        from wherry.cli import completion  # noqa: F401  it makes PowerShell known to click
     try:
         result: Any = wherry.main(args=argv, prog_name="wherry", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
