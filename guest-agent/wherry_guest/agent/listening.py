@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import os
 import socket
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -30,6 +29,9 @@ _socket: Final[Any] = socket
 SECRET_BYTES: Final = 32
 PATIENCE: Final = 5.0
 """Seconds for a caller to say its secret."""
+
+PYTHON: Final = "/usr/bin/python3"
+"""An agent that was executed does not know its own interpreter's path: PID 1 has no PATH."""
 
 PIECE: Final = 28 * 1024
 """Bytes written to a vsock at a time. From 32 KiB on Linux scatters a packet over several buffers
@@ -89,7 +91,7 @@ class Listening:
         listener.bind(str(path))
         self._serve(listener, self._take_over)
         script = package_parent() / "wherry_guest" / "agent" / "handover.py"
-        command = frames_command([sys.executable, "-IBS", str(script), str(path)])
+        command = frames_command([PYTHON, "-IBS", str(script), str(path)])
         port = SshPort(self._loop, partial(open_agent_port, name), partial(self._ssh.open, command))
         self._close.append(port.close)
 

@@ -165,8 +165,13 @@ class SshPort:
             self._session.resume()
 
     def _session_over(self) -> None:
+        """The server has ended by itself. The port is closed for a moment, which the host hears."""
         self._session = None
-        self._session_has_room()
+        if self._fd >= 0:
+            self._leave()
+            os.close(self._fd)
+            self._fd = -1
+            self._look_later()
 
     def _end_session(self) -> None:
         session, self._session = self._session, None

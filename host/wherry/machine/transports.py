@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wherry.errors import InvalidInput, LinkError, WherryError
@@ -32,10 +32,14 @@ VSOCK_PORT = 1024
 
 SSH_PORT = "wherry.ssh"
 _SSH_CHARDEV = "ssh"
+_SSH_DEVICE = "ssh-port"
 
 _MOVE_PATIENCE = 30.0
-_AGAIN = (5.0, 30.0, 300.0)
-"""Seconds before another try after the link fell back."""
+_TRIES = 3
+"""Connections by a way that may come to nothing, one after the other, before it counts as gone."""
+
+_AGAIN = (0.0, 5.0, 30.0, 300.0)
+"""Seconds before another try after the link fell back: at once, as another agent may have come."""
 
 
 def check_link(config: MachineConfig) -> None:
@@ -57,8 +61,12 @@ class Transports:
         self._paths = paths
         self._ssh = ssh
         self._notice = notice
+        self._serial = local_socket(paths.agent_socket)
         self._way: _Way | None = None
+        self._tried: _Way | None = None
         self._again: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+        self._told = ""
 
     @property
     def carried_by(self) -> str:
@@ -75,48 +83,73 @@ class Transports:
             return
 
         def replaced(_peer: dict[str, Any]) -> None:
-            self._move_later(vm, link, config.link, 0)
+            self._move_later(vm, link, config.link)
 
-        await self._move(vm, link, config.link)
+        def connected(_peer: dict[str, Any]) -> None:
+            self._connected.set()
+            if self._tried is not None:
+                self._tried.answered()
+
+        def event(name: str, data: Mapping[str, Any]) -> None:
+            """A port knows no end of a connection; that the guest closed it is told by QEMU."""
+            closed = name == "VSERPORT_CHANGE" and not data.get("open")
+            if closed and data.get("id") == _SSH_DEVICE and self._way is not None:
+                link.redirect(self._serial)
+                self._move_later(vm, link, config.link)
+
+        link.on_connect(connected)
+        vm.qmp.on_event(event)
+        await self._move(vm, link, config.link, 1)
         link.on_peer_restart(replaced)
 
     def forget(self) -> None:
         """The machine is gone, or let go of."""
-        self._way = None
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        self._way = self._tried = None
+        self._told = ""
+        self._stop_trying()
 
-    async def _move(self, vm: RunningQemu, link: LinkPort, kind: str, attempt: int = 0) -> None:
+    async def _move(self, vm: RunningQemu, link: LinkPort, kind: str, attempt: int) -> None:
         def fell_back() -> None:
-            self._notice(f"the machine's {kind} is gone, it is reached by its serial port")
-            self._move_later(vm, link, kind, attempt)
+            self._move_later(vm, link, kind)
 
         try:
             async with asyncio.timeout(_MOVE_PATIENCE):
                 connect = await self._ways(vm.qmp, link, kind)
-                way = _Way(kind, connect, local_socket(self._paths.agent_socket), fell_back)
-                connected = asyncio.Event()
-                link.on_connect(lambda peer: connected.set())
+                way = self._tried = _Way(kind, connect, self._serial, fell_back)
+                self._connected.clear()
                 link.redirect(way.connect)
                 await asyncio.shield(way.decided)
-                await connected.wait()
+                await self._connected.wait()
         except (WherryError, OSError, TimeoutError) as error:
-            reason = str(error) or f"no answer within {_MOVE_PATIENCE:g} s"
-            self._notice(f"the machine is reached by its serial port, not by {kind}: {reason}")
+            link.redirect(self._serial)
+            self._tell(kind, str(error) or f"no answer within {_MOVE_PATIENCE:g} s")
             self._move_later(vm, link, kind, attempt)
             return
         self._way = way
+        self._told = ""
 
-    def _move_later(self, vm: RunningQemu, link: LinkPort, kind: str, attempt: int) -> None:
+    def _tell(self, kind: str, reason: str) -> None:
+        text = f"the machine is reached by its serial port, not by {kind}: {reason}"
+        logger.warning("%s", text)
+        if text != self._told:
+            self._told = text
+            self._notice(text)
+
+    def _move_later(self, vm: RunningQemu, link: LinkPort, kind: str, attempt: int = 0) -> None:
         self._way = None
+        self._stop_trying()
         if attempt < len(_AGAIN) and not vm.qmp.closed:
             self._again = asyncio.ensure_future(self._wait_and_move(vm, link, kind, attempt))
+
+    def _stop_trying(self) -> None:
+        again, self._again = self._again, None
+        if again is not None and again is not asyncio.current_task():
+            again.cancel()
 
     async def _wait_and_move(
         self, vm: RunningQemu, link: LinkPort, kind: str, attempt: int
     ) -> None:
-        await asyncio.sleep(_AGAIN[attempt] if attempt else 0)
+        await asyncio.sleep(_AGAIN[attempt])
         await self._move(vm, link, kind, attempt + 1)
 
     async def _ways(self, qmp: Qmp, link: LinkPort, kind: str) -> Connect:
@@ -145,7 +178,7 @@ class Transports:
         backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
         await qmp.execute("chardev-add", {"id": _SSH_CHARDEV, "backend": backend})
         device = {"driver": "virtserialport", "bus": "ports.0", "chardev": _SSH_CHARDEV}
-        await qmp.execute("device_add", {**device, "id": "ssh-port", "name": SSH_PORT})
+        await qmp.execute("device_add", {**device, "id": _SSH_DEVICE, "name": SSH_PORT})
 
 
 class _Way:
@@ -165,11 +198,19 @@ class _Way:
         self._preferred = preferred
         self._fallback = fallback
         self._fell_back = fell_back
+        self._in_vain = 0
+
+    def answered(self) -> None:
+        """The agent has: the way is good."""
+        self._in_vain = 0
 
     async def connect(self) -> Transport:
         if self.taken:
             try:
+                if self._in_vain == _TRIES:
+                    raise LinkError("the agent does not answer there")
                 transport = await self._preferred()
+                self._in_vain += 1
             except (OSError, LinkError) as error:
                 logger.warning("not by %s: %s", self.kind, error)
                 self.taken = False
