@@ -18,6 +18,7 @@ from types import TracebackType
 from harness import Wherry, eventually
 
 from wherry.osutil import ProcessIdentity, is_alive, kill
+from wherry.paths import Home
 
 BUSYBOX = "localhost/busybox"
 
@@ -50,14 +51,14 @@ class Ledger:
         self._wherry = wherry
         self._ends = threading.Event()
         self._listener: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Ledger:
         self._wherry.out(
             "run", "-d", "--name", self.name, "--restart", "always", "--log-opt", "max-size=1m",
             "-v", f"{self.name}:/ledger", BUSYBOX, "sh", "-c", _APPEND, timeout=120,
         )  # fmt: skip
-        self._thread.start()
+        self.listen()
         self.goes_on()
         return self
 
@@ -71,12 +72,19 @@ class Ledger:
         self._wherry.run("rm", "--force", self.name)
         self._wherry.run("volume", "rm", self.name)
 
+    def listen(self) -> None:
+        """From now on somebody listens, whatever dies."""
+        self._ends.clear()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
     def deafen(self) -> None:
         """Nobody listens any more; what was heard stays."""
         self._ends.set()
         if self._listener is not None:
             self._listener.kill()
-        self._thread.join(30)
+        if self._thread is not None:
+            self._thread.join(30)
 
     def goes_on(self, seconds: float = RECOVERY_SECONDS) -> None:
         """Wait until it acknowledges what it had not when this was called."""
@@ -108,6 +116,13 @@ class Ledger:
             self._listener.kill()
             self._listener.communicate()
             self._ends.wait(0.1)  # nobody may be there: not at full speed
+
+
+def new_home(root: Path, cache: Path) -> Home:
+    """A state directory for machines like those of other tests, whose templates it shares."""
+    (root / "config.yml").write_text("memory_mib: 1024\ncpus: 2\n")
+    (root / "cache").symlink_to(cache)
+    return Home(root)
 
 
 def qemu_of(wherry: Wherry, machine: str = "default") -> ProcessIdentity:
