@@ -204,8 +204,9 @@ def test_a_lone_image_of_another_platform_needs_to_be_wanted(
     assert caught.value.hint == "it has: linux/s390x"
     assert store.pull(name).architecture == "s390x"
     windows = registry.add("w", "1", simple_image(os="windows"))
-    with pytest.raises(ImageNotFound, match="has no image for linux"):
+    with pytest.raises(ImageNotFound, match="has no image for linux") as caught:
         store.pull(windows)
+    assert "need a Windows kernel" in (caught.value.hint or "")
 
 
 def test_indexes_may_nest_but_not_for_ever(registry: FakeRegistry, store: ImageStore) -> None:
