@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from wherry.cli.copyplan import CONTENTS, renamed
 from wherry.errors import InvalidInput, StorageError
+from wherry.osutil.winnames import trouble
 
 _BLOCK = 512
 _READ_SIZE = 1 << 20
@@ -210,9 +211,15 @@ def _parts(name: str) -> tuple[str, ...]:
     if name == CONTENTS:
         return ()
     parts = tuple(name.split("/"))
-    forbidden = {"..", ""} | ({part for part in parts if ":" in part} if os.sep == "\\" else set())
-    if forbidden & set(parts) or any(os.sep in part for part in parts):
+    if {"..", ""} & set(parts) or any(os.sep in part for part in parts):
         raise InvalidInput(f"the container's archive has a name that leads out of it: {name!r}")
+    if sys.platform == "win32":
+        for part in parts:
+            if (reason := trouble(part)) is not None:
+                raise InvalidInput(
+                    f"Windows cannot have the container's file {name!r}: {reason}",
+                    hint="keep it in a tar: wherry cp CONTAINER:PATH - > file.tar",
+                )
     return parts
 
 
