@@ -11,6 +11,7 @@ from wherry.engine import engine as engine_module
 from wherry.engine import events as events_module
 from wherry.engine.model import Event, Status
 from wherry.errors import StorageError
+from wherry.machine import MachineState
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,24 @@ def test_a_machine_that_ends_while_the_disk_is_full_leaves_no_container_running(
         assert "machine stopped" in containers.get(container.id).error
 
     play(tmp_path, scene)
+
+
+def test_a_full_disk_keeps_no_machine_from_being_stopped_or_removed(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        await world.run("box")
+        takes_no_more(world, True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.store, "release", out_of_space)
+            world.engine.presence.machine_stopped_on_request()
+            await world.engine.remove_machine(keep_disk=False)
+        assert world.machine.state is MachineState.STOPPED
+        takes_no_more(world, False)
+
+    play(tmp_path, scene)
+
+
+def out_of_space(_holder: str) -> None:
+    raise StorageError("store.db: database or disk is full")
 
 
 def test_what_cannot_be_stored_has_not_happened(tmp_path: Path) -> None:

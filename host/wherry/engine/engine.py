@@ -226,10 +226,14 @@ class Engine:
         """Stop the machine for good; its files are removed by whoever asked, once this process has
         ended. With `keep_disk` containers and volumes stay, and the images that they need."""
         await self.machine.stop()
-        if not keep_disk:
+        if keep_disk:
+            return
+        try:
             await asyncio.to_thread(
                 leases.release_others, self._store, self.machine_name, frozenset()
             )
+        except StorageError as error:  # the disk is full: the next engine of any machine does it
+            log.warning("images are still held for this machine: %s", error)
 
     def machine_if_wanted(self) -> None:
         """Start the machine in the background when containers are to run (`Presence.bring_up`)."""

@@ -17,7 +17,7 @@ from wherry.engine.policies import starts_with_machine
 from wherry.engine.ports import MachinePort
 from wherry.engine.registry import Registry
 from wherry.engine.state import State
-from wherry.errors import Conflict, WherryError
+from wherry.errors import Conflict, StorageError, WherryError
 from wherry.machine import MachineState
 
 log = logging.getLogger(__name__)
@@ -79,13 +79,19 @@ class Presence:
 
     def machine_stopped_on_request(self) -> None:
         """It stays off until somebody needs it."""
-        with self._state.transaction() as transaction:
-            transaction.set_mark(_OFF, "asked")
+        self._note_off("asked")
 
     def machine_is_on(self) -> None:
         if self._state.mark(_OFF):
+            self._note_off("")
+
+    def _note_off(self, value: str) -> None:
+        """A full disk keeps no machine from being stopped: it is what may make room."""
+        try:
             with self._state.transaction() as transaction:
-                transaction.set_mark(_OFF, "")
+                transaction.set_mark(_OFF, value)
+        except StorageError as error:
+            log.warning("whether the machine was stopped on request is not noted: %s", error)
 
     async def bring_up(self) -> None:
         """Start the machine when containers are to run and it was not stopped on request. What
