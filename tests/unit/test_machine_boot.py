@@ -321,8 +321,12 @@ def test_an_older_agent_is_replaced_at_adoption(root: Path) -> None:
             return {}
 
         world.link_answers["agent.replace"] = replace
-        assert await world.machine(digest="d2").adopt()
+        world.link_answers["system.info"] = {"pid1": {"version": "0.0.9", "digest": "d1"}}
+        second = world.machine(digest="d2")
+        assert await second.adopt()
         assert b"070701agent0" in [stream.written for stream in world.links[1].streams]
+        assert "first process is of another version (0.0.9)" in second.notices[0]
+        assert "machine stop and start" in second.notices[0]
 
     play(root, work)
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vm
 def own(test_cache: Path) -> Iterator[Wherry]:
     """Commands on a state directory of this test, with a space in its name."""
     root = Path(tempfile.mkdtemp(prefix="w s-"))
-    (root / "config.yml").write_text("memory_mib: 512\ncpus: 1\n")
+    (root / "config.yml").write_text("memory_mib: 1024\ncpus: 2\n")
     (root / "cache").symlink_to(test_cache)
     it = Wherry(Home(root))
     yield it
@@ -35,8 +35,8 @@ def test_containers_come_back_with_the_session_and_survive_their_engine(
     paths = own.home.machine("default")
     with user_session(own, tmp_path) as first:
         first.command("service", "install")
-        run = ("run", "-d", "--restart", "always", "--name", "web", "localhost/busybox")
-        first.command(*run, "sleep", "1000", timeout=200)
+        run = ("run", "-d", "--init", "--restart", "always", "--name", "web")
+        first.command(*run, "localhost/busybox", "sleep", "1000", timeout=200)
         assert first.systemctl("is-active", "wherry-default-*.service") == "active"
     assert not paths.qemu_record.exists(), "the machine was stopped in order with the session"
 

@@ -31,7 +31,14 @@ from wherry.machine.disk import ensure_disk
 from wherry.machine.endpoints import Endpoints, default_endpoints
 from wherry.machine.find import Qemu, find_qemu
 from wherry.machine.growing import fill_disk_of
-from wherry.machine.guest import LinkPort, fetch_bytecode, peer_digest, replace_agent, set_up
+from wherry.machine.guest import (
+    LinkPort,
+    fetch_bytecode,
+    older_first_process,
+    peer_digest,
+    replace_agent,
+    set_up,
+)
 from wherry.machine.identity import read_identity
 from wherry.machine.image import prepare_image
 from wherry.machine.initrd import BootFiles
@@ -288,15 +295,18 @@ class Bringup:
             logger.warning("later starts will be slower, there is no byte code: %s", error)
 
     async def _bring_up_to_date(self, link: LinkPort) -> None:
-        """Replace an agent of another version; one that refuses is driven as it is."""
+        """Replace an agent of another version; one that refuses is driven as it is. Its PID 1 is
+        kept, and told of."""
         digest = self.tools.agent_digest()
-        if peer_digest(link) == digest:
-            return
-        archive = await asyncio.to_thread(self.tools.agent_cpio)
-        try:
-            await replace_agent(link, archive, digest)
-        except AgentError as error:
-            self.notice(f"the running machine keeps its older agent ({error}); restart it")
+        if peer_digest(link) != digest:
+            archive = await asyncio.to_thread(self.tools.agent_cpio)
+            try:
+                await replace_agent(link, archive, digest)
+            except AgentError as error:
+                self.notice(f"the running machine keeps its older agent ({error}); restart it")
+                return
+        if (notice := await older_first_process(link, digest)) is not None:
+            self.notice(notice)
 
     async def _open_link(self, deadline: float) -> LinkPort:
         return await self._link_to(self.paths.agent_socket, deadline)

@@ -135,6 +135,20 @@ async def replace_agent(link: LinkPort, archive: bytes, digest: str) -> None:
         ) from error
 
 
+async def older_first_process(link: LinkPort, digest: str) -> str | None:
+    """A notice when the guest's PID 1 is not of this host's code; None when it is.
+
+    Only a boot replaces it. Raises LinkError when the guest does not tell.
+    """
+    pid1 = (await link.call("system.info", {})).get("pid1")
+    if not isinstance(pid1, dict) or pid1.get("digest") in (None, digest):
+        return None
+    return (
+        f"the running machine's first process is of another version ({pid1.get('version')}); it"
+        " goes on with it: wherry machine stop and start when its containers may end"
+    )
+
+
 async def with_stream(
     link: LinkPort,
     method: str,
