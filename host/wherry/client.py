@@ -332,10 +332,10 @@ def _spawn_engine(home: Home, machine: str, stdin: int) -> int:
 
 
 def _await_pipe(paths: MachinePaths, engine: int) -> Connection:
-    """Connect to an engine that was just started."""
+    """Connect to an engine that was just started; wait for as long as it lives, as for a socket's
+    answer: it serves once it has taken over what runs."""
     from wherry.osutil import exit_status
 
-    deadline = time.monotonic() + _START_DEADLINE
     while True:
         try:
             return connect(paths)
@@ -343,8 +343,6 @@ def _await_pipe(paths: MachinePaths, engine: int) -> Connection:
             if exit_status(engine, within=_PIPE_POLL_SECONDS) is not None:
                 message = f"the engine ended: {_last_line(paths)}"
                 raise EngineUnreachable(message, hint=f"see {paths.engine_log}") from error
-            if time.monotonic() > deadline:
-                raise
 
 
 class _Http:

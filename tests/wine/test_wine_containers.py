@@ -95,7 +95,7 @@ def test_the_machine_is_taken_over_when_the_engine_is_killed(machine: WindowsWhe
     killed = _engine_process(machine.home)
     os.kill(killed, signal.SIGKILL)
     eventually("the engine is gone", lambda: not Path(f"/proc/{killed}").exists())
-    assert "survivor" in machine.out("ps")
+    assert "survivor" in machine.out("ps", timeout=120)
     assert machine.out("exec", "survivor", "echo", "alive") == "alive"
     assert _engine_process(machine.home) != killed
     machine.out("rm", "--force", "survivor")
