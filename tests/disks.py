@@ -76,6 +76,13 @@ def fail_power(directory: Path) -> None:
 
 
 def power_on(directory: Path, image: Path) -> None:
-    """Mount it again, once nobody uses it any more: the journal is replayed."""
+    """Mount it again, once nobody uses it any more: the journal is replayed.
+
+    It is another file then: where some other mount namespace still has the old file system, its
+    image would give that very one again.
+    """
     _unmount(directory)
+    copy = image.with_suffix(".copy")
+    _run("cp", "--sparse=always", os.fspath(image), os.fspath(copy))
+    copy.replace(image)
     _run("mount", "-o", "loop", os.fspath(image), os.fspath(directory))
