@@ -45,6 +45,7 @@ def spec(tmp_path: Path) -> VmSpec:
         initrd=Path("/vm/image/boot-1.initrd"),
         cmdline="quiet",
         data_disk=Path("/m/data.qcow2"),
+        disk_bytes=1 << 36,
     )
 
 
@@ -85,6 +86,7 @@ def saved(templates: Templates, tmp_path: Path, origin: Origin, key: str = KEY) 
         {"accel": "kvm"},
         {"cpu": "Haswell"},
         {"cmdline": "quiet nokaslr"},
+        {"disk_bytes": 1 << 37},
         {"initrd": Path("/vm/image/boot-2.initrd")},
         {"kernel": Path("/vm/image/vmlinux")},
     ],

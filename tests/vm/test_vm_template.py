@@ -177,6 +177,7 @@ async def _nursery(home: Home, settings: Settings) -> Nursery:
         initrd=BootFiles(files, image.initrd, "twins").combined(agent_cpio(package)),
         cmdline=image.cmdline,
         data_disk=None,
+        disk_bytes=1 << 30,
         generation=GENERATION,
     )
     start = partial(

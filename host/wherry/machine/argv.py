@@ -24,9 +24,6 @@ DATA_DISK_SERIAL = "wherry-data"
 DATA_DISK_NODE = "data"
 """The data disk's block node."""
 
-DATA_PORT = "data-port"
-"""The PCI Express port that the data disk is plugged into, at the start or into a running guest."""
-
 LAYER_BUS = "layers.0"
 """The SCSI bus whose target 0 holds every layer as a LUN."""
 
@@ -55,11 +52,14 @@ class VmSpec:
     """Everything that decides how QEMU is started.
 
     Attributes:
-        data_disk: None: it is plugged later, or never.
+        data_disk: None: of a machine that is to be a template.
+        disk_bytes: the disk's size; the guest of a template knows it.
         cpu: auto, or a model that was asked for.
         memory_file: None: memory as usual.
         incoming: do not boot, wait for a saved state.
         vsock: None: it has none.
+        machine: the machine type with its version, of a saved state; empty: this QEMU's newest.
+        balloon: the guest tells which memory it does not use, and the host gets it back.
         generation: this machine's for ACPI's VM generation id; auto: a random one.
     """
 
@@ -72,11 +72,14 @@ class VmSpec:
     initrd: Path
     cmdline: str
     data_disk: Path | None
+    disk_bytes: int
     cpu: str = "auto"
     memory_file: MemoryFile | None = None
     incoming: bool = False
     generation: str = "auto"
     vsock: Vsock | None = None
+    machine: str = ""
+    balloon: bool = False
 
 
 def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
@@ -98,18 +101,24 @@ def qemu_argv(spec: VmSpec, chardevs: Mapping[str, str]) -> list[str]:
         *_network(),
         *_random(spec),
         *_vsock(spec.vsock),
+        *_balloon(spec),
     ]
 
 
 def _board(spec: VmSpec) -> list[str]:
     return [
         *("-name", f"wherry-{spec.name}"),
-        *("-M", f"{_MACHINE_TYPE[spec.qemu.arch]},memory-backend={_MEMORY}"),
+        *("-M", f"{_machine_type(spec)},memory-backend={_MEMORY}"),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
         "-S",
         *(("-incoming", "defer") if spec.incoming else ()),
     ]
+
+
+def _machine_type(spec: VmSpec) -> str:
+    newest, comma, options = _MACHINE_TYPE[spec.qemu.arch].partition(",")
+    return f"{spec.machine or newest}{comma}{options}"
 
 
 def _processor(spec: VmSpec) -> list[str]:
@@ -175,40 +184,15 @@ def _layer_controller() -> list[str]:
     return ["-device", f"virtio-scsi-pci,id={LAYER_BUS.partition('.')[0]},hotplug=off"]
 
 
-def data_disk_node(file: Path) -> dict[str, object]:
-    """The data disk for `-blockdev` and blockdev-add."""
-    return {
-        "driver": "qcow2",
-        "node-name": DATA_DISK_NODE,
-        "discard": "unmap",
-        "detect-zeroes": "unmap",
-        "file": {"driver": "file", "filename": os.fspath(file), "discard": "unmap"},
-    }
-
-
-def data_disk_device() -> dict[str, str]:
-    """The data disk for `-device` and device_add."""
-    return {
-        "driver": "virtio-blk-pci",
-        "id": "data-disk",
-        "bus": DATA_PORT,
-        "drive": DATA_DISK_NODE,
-        "serial": DATA_DISK_SERIAL,
-    }
-
-
 def _data_disk(spec: VmSpec) -> list[str]:
-    port = ["-device", f"pcie-root-port,id={DATA_PORT},chassis=1,slot=1"]
-    if spec.data_disk is None:
-        return port
-    driver, *options = (
-        value if name == "driver" else f"{name}={value}"
-        for name, value in data_disk_device().items()
-    )
+    """Without a data disk its device is there all the same, as large, on nothing."""
+    file = {"driver": "file", "filename": os.fspath(spec.data_disk or ""), "discard": "unmap"}
+    disk = {"driver": "qcow2", "discard": "unmap", "detect-zeroes": "unmap", "file": file}
+    nothing = {"driver": "null-co", "size": spec.disk_bytes, "read-zeroes": True}
+    node = {"node-name": DATA_DISK_NODE, **(nothing if spec.data_disk is None else disk)}
     return [
-        *port,
-        *("-blockdev", json.dumps(data_disk_node(spec.data_disk))),
-        *("-device", ",".join([driver, *options])),
+        *("-blockdev", json.dumps(node)),
+        *("-device", f"virtio-blk-pci,drive={DATA_DISK_NODE},serial={DATA_DISK_SERIAL}"),
     ]
 
 
@@ -238,6 +222,14 @@ def _vsock(vsock: Vsock | None) -> list[str]:
         *("-chardev", f"socket,id=vhost,path={path}"),
         *("-device", "vhost-user-vsock-pci,chardev=vhost"),
     ]
+
+
+def _balloon(spec: VmSpec) -> list[str]:
+    """Never with memory that is a file: QEMU before 8.2 punches holes into the file for what the
+    guest does not use (ram_block_discard_range, softmmu/physmem.c), also into one that others map;
+    later ones refuse."""
+    assert spec.memory_file is None or not spec.balloon, "a template's memory is nobody's to free"
+    return ["-device", "virtio-balloon-pci,free-page-reporting=on"] if spec.balloon else []
 
 
 def _chardev(name: str, chardevs: Mapping[str, str]) -> list[str]:

@@ -41,7 +41,6 @@ from wherry.paths import Home, MachinePaths
 logger = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-_PROOF_DISK = 1 << 30
 
 PATIENCE = 10.0
 """How many times longer than usual each phase may take, at the lowest priority."""
@@ -149,7 +148,7 @@ class _Oven:
             WherryError: it is of no use.
         """
         disk = self._draft.root / "proof.qcow2"
-        create_disk(disk, _PROOF_DISK)
+        create_disk(disk, self._spec.disk_bytes)
         patience = self._deadlines.restore
         vm, link = await restore(
             replace(self._spec, data_disk=disk),

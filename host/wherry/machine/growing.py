@@ -17,7 +17,7 @@ from wherry.machine.record import QemuRecord, write_record
 
 _GIB = 1 << 30
 _NODE = "data"
-"""`argv.data_disk_node`"""
+"""`argv.DATA_DISK_NODE`"""
 _RESIZE_TIMEOUT = 600.0
 _QMP_TIMEOUT = 60.0
 

@@ -1,7 +1,8 @@
 """A start that restores a template: the guest goes on behind its agent's first words.
 
-The data disk is plugged in before the guest runs, so that it finds it there; what makes the machine
-itself (clock, entropy, id, network address) is `system.setup`'s, as after a boot.
+Where the saved guest saw a disk with nothing on it, which it never looked at, it now finds the
+machine's own; what makes the machine itself (clock, entropy, id, network address) is
+`system.setup`'s, as after a boot.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from wherry.errors import LinkError, MachineError
-from wherry.machine.argv import MemoryFile, VmSpec, data_disk_device, data_disk_node
+from wherry.machine.argv import MemoryFile, VmSpec
 from wherry.machine.boot import RunningQemu, drop, failure
-from wherry.machine.qmp import Qmp
 from wherry.machine.savestate import load_state
 from wherry.machine.template import Template
 from wherry.paths import MachinePaths
@@ -26,9 +25,9 @@ T = TypeVar("T")
 
 
 def restoring(spec: VmSpec, template: Template) -> VmSpec:
-    """How QEMU is started for it: without the data disk, its memory a private view of the file."""
+    """How QEMU is started for it: its memory is a private view of the file."""
     memory = MemoryFile(template.ram, shared=False)
-    return replace(spec, data_disk=None, memory_file=memory, incoming=True)
+    return replace(spec, memory_file=memory, incoming=True)
 
 
 async def restore(
@@ -43,23 +42,48 @@ async def restore(
     """Start QEMU with `template` and return when `link` is connected.
 
     Args:
-        spec: of the machine, with its data disk (None: none is plugged).
+        spec: of the machine, with its data disk.
         start: starts QEMU paused, as `start_qemu`.
         deadline: seconds for loading, and again for the agent's answer.
 
     Raises:
         BootFailed: phases `spawned` and `restore`. QEMU is gone.
     """
+
+    async def load(vm: RunningQemu) -> None:
+        await load_state(vm.qmp, template.state, without_memory=True, timeout=deadline)
+
+    return await awaken(
+        restoring(spec, template), load, paths, link, start=start, deadline=deadline
+    )
+
+
+async def awaken(
+    spec: VmSpec,
+    load: Callable[[RunningQemu], Awaitable[None]],
+    paths: MachinePaths,
+    link: Coroutine[Any, Any, T],
+    *,
+    start: Callable[[VmSpec], Awaitable[RunningQemu]],
+    deadline: float,
+) -> tuple[RunningQemu, T]:
+    """Start QEMU, have its state loaded, let the guest go on, return when `link` is connected.
+
+    Args:
+        spec: of a QEMU that waits for a state.
+        load: loads it.
+
+    Raises:
+        BootFailed: as `restore`.
+    """
     connecting = asyncio.ensure_future(link)
     try:
-        vm = await start(restoring(spec, template))
+        vm = await start(spec)
     except BaseException:
         await drop(connecting)
         raise
     try:
-        await load_state(vm.qmp, template.state, without_memory=True, timeout=deadline)
-        if spec.data_disk is not None:
-            await _plug(vm.qmp, spec.data_disk)
+        await load(vm)
         await vm.qmp.execute("cont")
         return vm, await _answered(vm, connecting, deadline)
     except (MachineError, LinkError, OSError) as error:
@@ -69,14 +93,6 @@ async def restore(
         await drop(connecting)
         await vm.kill()
         raise
-
-
-async def _plug(qmp: Qmp, data_disk: Path) -> None:
-    """Sent in one go; QEMU executes them in this order."""
-    await asyncio.gather(
-        qmp.execute("blockdev-add", data_disk_node(data_disk)),
-        qmp.execute("device_add", data_disk_device()),
-    )
 
 
 async def _answered(vm: RunningQemu, connecting: asyncio.Future[T], deadline: float) -> T:
