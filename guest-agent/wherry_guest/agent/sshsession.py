@@ -129,10 +129,14 @@ def serve_stream(session: Session, stream: GuestStream) -> None:
         if not session.feed(data):
             stream.pause()
 
+    def host_ended() -> None:
+        session.close()
+        stream.end()
+
     stream.on_data(take)
     session.on_room = stream.resume
     session.on_output = stream.write
     stream.on_writable(session.resume)
-    stream.on_end(session.close)
+    stream.on_end(host_ended)
     stream.on_reset(lambda reason: session.close())
     session.on_end = stream.end

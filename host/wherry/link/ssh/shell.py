@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             key = paramiko.Ed25519Key.from_private_key_file(os.fspath(options.identity))
             transport.auth_publickey(options.user, key)
             channel = transport.open_session(timeout=_PATIENCE)
-            return _run(channel, shlex.join(options.command), options.tty)
+            return _run(channel, " ".join(options.command), options.tty)  # as ssh(1) does
         finally:
             transport.close()
     except (paramiko.SSHException, OSError, EOFError) as error:
