@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from wherry.errors import StorageError
 from wherry.osutil import LockHeld, lock_file
+from wherry.osutil.files import disk_hint
 
 _HOLDER = """
 import sys
@@ -69,3 +72,38 @@ def test_a_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
         holder.kill()
     with lock_file(tmp_path / "lock", timeout=5):
         pass
+
+
+def test_a_lock_that_cannot_be_made_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "x.lock"
+    with pytest.raises(StorageError, match="cannot lock") as caught, lock_file(path):
+        pass
+    assert str(path) in caught.value.message
+
+
+def test_a_full_disk_does_not_keep_a_lock_from_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    path = tmp_path / "x.lock"
+    with lock_file(path), pytest.raises(LockHeld, match="unknown"), lock_file(path, timeout=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EROFS, "wherry doctor"),
+        (errno.EACCES, "wherry doctor"),
+        (errno.EIO, None),
+    ],
+)
+def test_what_can_be_done_about_a_file_that_cannot_be_written(
+    number: int, words: str | None
+) -> None:
+    hint = disk_hint(OSError(number, "x"))
+    assert hint is None if words is None else words in str(hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -31,8 +32,18 @@ def private_directory(path: Path) -> Path:
         if sys.platform != "win32":
             _check_ours(path, path.lstat())
     except OSError as error:
-        raise StorageError(f"cannot make the directory {path}: {error.strerror}") from error
+        message = f"cannot make the directory {path}: {error.strerror}"
+        raise StorageError(message, hint=disk_hint(error)) from error
     return path
+
+
+def disk_hint(error: OSError) -> str | None:
+    """What a person can do about a file that could not be made or written; None: not known."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: make room on it"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "it cannot be written to: wherry doctor checks owner, permissions and file system"
+    return None
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -6,6 +6,7 @@ files of the same name. It holds the last holder's pid, for people.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wherry.errors import Conflict
+from wherry.errors import Conflict, StorageError
+from wherry.osutil.files import disk_hint
 
 _POLL_SECONDS = 0.02
 _WINDOWS_LOCK_OFFSET = 1 << 30
@@ -39,8 +41,13 @@ def lock_file(path: Path, *, timeout: float | None = None) -> Iterator[None]:
 
     Raises:
         LockHeld: it was still held after `timeout`.
+        StorageError: the file cannot be made or written to.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    except OSError as error:
+        message = f"cannot lock {path}: {error.strerror}"
+        raise StorageError(message, hint=disk_hint(error)) from error
     try:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not _try_lock(descriptor):
@@ -52,12 +59,21 @@ def lock_file(path: Path, *, timeout: float | None = None) -> Iterator[None]:
                     hint="wait until it has finished, or end it",
                 )
             time.sleep(_POLL_SECONDS)
-        os.ftruncate(descriptor, 0)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, b"%d\n" % os.getpid())
+        _sign(descriptor)
         yield
     finally:
         os.close(descriptor)  # releases the lock on every system
+
+
+def _sign(descriptor: int) -> None:
+    """Write our pid. On a full disk the lock is as good without: `_holder` knows nobody then."""
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        os.write(descriptor, b"%d\n" % os.getpid())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _holder(descriptor: int) -> int:
