@@ -102,8 +102,7 @@ def _round(wherry: Wherry, image: Path, ledger: Ledger, number: int, seconds: fl
     wherry.out("run", "-d", "--name", bystander, BUSYBOX, "sleep", "100000", timeout=START_SECONDS)
     clerk = Clerk(wherry, number)
     threading.Event().wait(seconds)
-    cut(wherry, image, ledger)
-    clerk.ends()
+    cut(wherry, image, ledger, clerk)
     databases_are_sound(wherry)
     ledger.listen()
     wherry.out("machine", "start", timeout=START_SECONDS)
@@ -127,13 +126,14 @@ def there(wanted: list[str], listed: str, what: str) -> None:
     assert not lost, f"{what} that were acknowledged are gone: {lost}"
 
 
-def cut(wherry: Wherry, image: Path, ledger: Ledger) -> None:
-    """The power fails, and comes back."""
+def cut(wherry: Wherry, image: Path, ledger: Ledger, clerk: Clerk) -> None:
+    """The power fails, also for clients, and comes back."""
     qemu, engine = qemu_of(wherry), wherry.engine_pid()
     fail_power(wherry.home.root)
     kill(qemu)
     subprocess.run(["kill", "-9", str(engine)], check=False)
     ledger.deafen()
+    clerk.ends()
     eventually("QEMU is gone", lambda: not is_alive(qemu))
     power_on(wherry.home.root, image)
 
