@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 from harness import Wherry, eventually
 from user_session import user_session
 
+from wherry.client import Client
 from wherry.paths import Home
 
 pytestmark = pytest.mark.vm
@@ -56,5 +56,9 @@ def test_containers_come_back_with_the_session_and_survive_their_engine(
 
 def _running(own: Wherry) -> str | None:
     """When the container was started; None while it does not run."""
-    state = json.loads(own.out("inspect", "web"))[0]["State"]
+    client = Client(own.home, "default")
+    try:
+        state = client.request("GET", "/containers/web/json").json()["State"]
+    finally:
+        client.close()
     return str(state["StartedAt"]) if state["Status"] == "running" else None
