@@ -91,6 +91,26 @@ class MachinePaths:
         return self.root / "data.qcow2"
 
     @property
+    def snapshots(self) -> Path:
+        """Saved states of the whole machine, a directory each."""
+        return self.root / "snapshots"
+
+    @property
+    def rewind(self) -> Path:
+        """The files of a snapshot that the next engine puts in place of the machine's own."""
+        return self.root / "rewind"
+
+    @property
+    def suspended(self) -> Path:
+        """Says which memory goes with the data disk as it is."""
+        return self.root / "suspended.json"
+
+    @property
+    def suspended_memory(self) -> Path:
+        """The memory of a machine that was idle."""
+        return self.root / "suspended"
+
+    @property
     def qemu_record(self) -> Path:
         """Pid, start time and command line of the running QEMU."""
         return self.root / "qemu.json"

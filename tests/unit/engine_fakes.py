@@ -490,6 +490,8 @@ class FakeMachine:
         self.state = MachineState.STOPPED
         self.paused: str | None = None
         self.boots = 0
+        self.suspended = False
+        self.continued = alive
         self.pins: dict[str, list[str]] = {}
         self.attached: list[str] = []
         self.busybox = busybox
@@ -517,6 +519,7 @@ class FakeMachine:
         if self.link is None:
             await asyncio.sleep(0)
             self.boots += 1
+            self.continued, self.suspended = self.suspended, False
             self._up()
         assert self.link is not None
         return self.link

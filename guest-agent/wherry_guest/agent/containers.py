@@ -240,6 +240,12 @@ class Containers:
     def alive(self) -> list[Container]:
         return [container for container in self._containers.values() if container.alive]
 
+    async def until_deleted(self, seconds: float) -> None:
+        """Wait, not longer than that, for what was removed to be deleted."""
+        deadline = self._loop.time() + seconds
+        while self._trash.busy and self._loop.time() < deadline:
+            await sleep(self._loop, 0.05)
+
     def detach(self) -> None:
         """At the machine's shutdown: close what lies on the data disk."""
         self._trash.stop()

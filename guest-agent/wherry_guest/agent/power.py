@@ -14,6 +14,7 @@ from wherry_guest.agent.kernel import kill_cgroup
 from wherry_guest.agent.layers import Layers
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.tasks import Promise
+from wherry_guest.agent.trimming import trim
 from wherry_guest.channel import CallError, Channel
 from wherry_guest.core.syscalls import MS_RDONLY, MS_REMOUNT, Kernel
 from wherry_guest.loop import Loop
@@ -31,6 +32,10 @@ DELIVERY_TIMEOUT: Final = 2.0
 
 UNMOUNT_TIMEOUT: Final = 2.0
 """Seconds for the ended containers' mount namespaces to let go of the data disk."""
+
+
+TRIM_SECONDS: Final = 0.3
+"""For giving back what was deleted; a stop should not take longer for it."""
 
 
 async def shut_down(
@@ -59,9 +64,17 @@ async def shut_down(
     layers.unmount_all()
     _os.sync()
     if os.path.ismount(paths.data):
+        await _trim(loop, str(paths.data))
         await _unmount_data(loop, kernel, str(paths.data))
     _os.sync()
     zygote.poweroff()
+
+
+async def _trim(loop: Loop, target: str) -> None:
+    try:
+        await trim(loop, target, TRIM_SECONDS)
+    except OSError:
+        pass  # its room stays with it until the next time
 
 
 def _signal(container: Container, number: int) -> None:

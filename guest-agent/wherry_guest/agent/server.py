@@ -51,6 +51,10 @@ DIGEST_VARIABLE: Final = "WHERRY_AGENT_DIGEST"
 SHUTDOWN_TIMEOUT: Final = 10.0
 """Seconds, where the call does not say."""
 
+TRIM_TIMEOUT: Final = 60.0
+TRASH_PATIENCE: Final = 60.0
+"""Seconds for what was removed to be deleted, before its room is given back."""
+
 
 class Agent:
     """One agent process.
@@ -175,6 +179,8 @@ class Agent:
             "system.prepare": later(system.prepare),
             "system.setup": later(self._setup),
             "system.set_time": at_once(system.set_time),
+            "system.resume": at_once(system.resume),
+            "system.sync": later(self._sync),
             "system.shutdown": self._shutdown,
             "system.bytecode": later(self._bytecode),
             "agent.replace": later(self._replace),
@@ -183,6 +189,7 @@ class Agent:
             "ssh.prepare": later(self._when_ready(lambda params: self._get_ssh().prepare(params))),
             "ssh.connect": at_once(self._connect_ssh),
             "disk.grow": later(self._when_ready(self._grow_disk)),
+            "disk.trim": later(self._when_ready(self._trim_disk)),
             "layers.attach": later(self._attach_layers),
             "layers.detach": later(self._detach_layers),
             "layers.list": at_once(self._list_layers),
@@ -329,6 +336,24 @@ class Agent:
         from wherry_guest.agent.growing import grow  # here: rarely asked for
 
         return await grow(self._loop, params)
+
+    async def _sync(self, _params: Params) -> Answer:
+        from wherry_guest.agent.trimming import sync  # here: many machines are never asked
+
+        await sync(self._loop)
+        return None
+
+    async def _trim_disk(self, params: Params) -> Answer:
+        from wherry_guest.agent.trimming import sync, trim  # here: as above
+
+        await self._containers.until_deleted(TRASH_PATIENCE)
+        await sync(self._loop)
+        try:
+            return await trim(
+                self._loop, os.fspath(self._paths.data), params.seconds("timeout", TRIM_TIMEOUT)
+            )
+        except OSError as error:
+            raise CallError("failed", f"trim the data disk: {error.strerror}") from error
 
     def _shutdown(self, values: dict[str, Any], call: Call) -> object:
         from wherry_guest.agent.power import shut_down  # here: once in a machine's life

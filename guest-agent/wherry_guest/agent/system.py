@@ -125,6 +125,13 @@ class System:
         renew.set_clock(params.number("time_ns"))
         return None
 
+    def resume(self, params: Params) -> Answer:
+        """`system.resume`: it goes on where it was saved, later, and perhaps for a second time."""
+        time_ns, entropy = params.number("time_ns"), _entropy(params)
+        renew.set_clock(time_ns)
+        renew.add_entropy(entropy)
+        return None
+
     async def prepare(self, params: Params) -> Answer:
         """`system.prepare`: what is the same for every machine, before a template is saved.
 
@@ -207,10 +214,7 @@ class _Setup:
         self.disk_serial = params.text("disk_serial")
         self.time_ns = params.number("time_ns")
         self.hostname = params.text("hostname")
-        try:
-            self.entropy = bytes.fromhex(params.text("entropy"))
-        except ValueError as error:
-            raise CallError("invalid", "entropy must be hex digits") from error
+        self.entropy = _entropy(params)
         self.machine_id = renew.checked_machine_id(params.optional_text("machine_id"))
         network = params.optional_mapping("network")
         self.address: str | None = None
@@ -227,6 +231,13 @@ class _Setup:
             self.gateway = values.text("gateway") if values.given("gateway") else None
             self.dns = values.text("dns") if values.given("dns") else None
             self.mac = renew.checked_mac(values.optional_text("mac"))
+
+
+def _entropy(params: Params) -> bytes:
+    try:
+        return bytes.fromhex(params.text("entropy"))
+    except ValueError as error:
+        raise CallError("invalid", "entropy must be hex digits") from error
 
 
 class _Phases:

@@ -30,6 +30,11 @@ class Trash:
         self._count = 0
         self._stopped = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is still being deleted."""
+        return self._work is not None
+
     def take(self, path: Path) -> None:
         """Delete `path`, a directory on the same file system; it is gone from its place at once.
 

@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -90,24 +90,48 @@ async def _serve(
     pulse: Pulse,
     start: Start,
 ) -> None:
-    stop = asyncio.Event()
-    _on_signals(stop.set)
     beating = asyncio.ensure_future(_beat(pulse))  # also while a machine is taken over
+    stop, ended = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        ended.set()
+        stop.set()
+
+    _on_signals(end)
     try:
-        machine = Machine(name, home, settings)
-        engine = await Engine.open(home, name, settings, machine=machine)
-        engine.on_exit_request = stop.set
-        engine.presence.activated = start.activated
-        if start.spawned_ns is not None:
-            machine.timeline.engine_ready(start.spawned_ns)
-        if start.service:
-            engine.machine_if_wanted()
-        try:
-            await serve(engine, listener, stop)
-        finally:
-            await engine.aclose()
+        while not ended.is_set():
+            stop.clear()
+            await _serve_once(home, name, settings, listener, start, stop, end)
+            start = replace(start, spawned_ns=None, service=False)
     finally:
         beating.cancel()
+
+
+async def _serve_once(
+    home: Home,
+    name: str,
+    settings: Settings,
+    listener: socket.socket | Path,
+    start: Start,
+    stop: asyncio.Event,
+    end: Callable[[], None],
+) -> None:
+    """One engine, until `stop` is set: for good (`end`), or for the next engine to begin with what
+    lies on disk then."""
+    machine = Machine(name, home, settings)
+    engine = await Engine.open(home, name, settings, machine=machine)
+    engine.on_exit_request = end
+    engine.on_reopen_request = stop.set
+    engine.presence.activated = start.activated
+    if start.spawned_ns is not None:
+        machine.timeline.engine_ready(start.spawned_ns)
+    if start.service:
+        engine.machine_if_wanted()
+    own = listener if isinstance(listener, Path) else listener.dup()  # it is closed with its server
+    try:
+        await serve(engine, own, stop)
+    finally:
+        await engine.aclose()
 
 
 async def _beat(pulse: Pulse) -> None:

@@ -28,6 +28,7 @@ from wherry.engine.foreign import Emulation, native_platform
 from wherry.engine.guest import Guest
 from wherry.engine.images import Images
 from wherry.engine.lives import Lives
+from wherry.engine.machine_snapshots import MachineSnapshots
 from wherry.engine.model import Event, Json
 from wherry.engine.ports import AgentEventPort, LinkPort, MachinePort, StorePort
 from wherry.engine.presence import Presence
@@ -44,6 +45,7 @@ from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError, StorageError
 from wherry.images.store import ImageStore
 from wherry.machine import Machine, MachineState, machine_names
+from wherry.machine.rewinding import finish_rewind
 from wherry.machine.timeline import read_starts
 from wherry.osutil import private_directory
 from wherry.paths import Home
@@ -82,6 +84,7 @@ class Engine:
         self.machine = machine
         self.machine_name = machine_name
         self.on_exit_request: Callable[[], None] = lambda: None
+        self.on_reopen_request: Callable[[], None] = lambda: None
         self._home = home
         self._store = store
         self._state = state
@@ -138,6 +141,9 @@ class Engine:
             self.containers, self.snapshots, self.images, packages, home.ingest
         )
         self.cloner = Cloner(home, machine_name, machine, store, state)
+        self.machine_snapshots = MachineSnapshots(
+            home, machine_name, machine, store, state, self.request_reopen
+        )
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)
         self._registry.on_removed = self._container_removed
@@ -165,6 +171,7 @@ class Engine:
         """
         paths = home.machine(machine_name)
         private_directory(paths.root)
+        await asyncio.to_thread(finish_rewind, paths)
         state = State.open(paths.state_db)
         machine = machine or Machine(machine_name, home, settings)
         engine = cls(
@@ -232,12 +239,19 @@ class Engine:
             await asyncio.to_thread(
                 leases.release_others, self._store, self.machine_name, frozenset()
             )
+            await asyncio.to_thread(
+                leases.release_snapshots, self._store, self.machine_name, frozenset()
+            )
         except StorageError as error:  # the disk is full: the next engine of any machine does it
             log.warning("images are still held for this machine: %s", error)
 
     def machine_if_wanted(self) -> None:
         """Start the machine in the background when containers are to run (`Presence.bring_up`)."""
         self._spawn(self.presence.bring_up())
+
+    def request_reopen(self) -> None:
+        """Ask that this engine ends, and another one begins with what lies on disk then."""
+        self.on_reopen_request()
 
     def request_exit(self) -> None:
         """Ask the process to end."""
@@ -249,6 +263,7 @@ class Engine:
         containers = [entry.container for entry in self._registry]
         await asyncio.to_thread(leases.hold_missing, self._store, self.machine_name, containers)
         await asyncio.to_thread(leases.release_gone, self._store, machine_names(self._home))
+        await asyncio.to_thread(self.machine_snapshots.settle)
         self.machine.on_link(self._link_changed)
         self.machine.on_state(self._state_changed)
         self.machine.on_pause(self._pause_changed)
@@ -257,8 +272,10 @@ class Engine:
             if link is not self._known_link:
                 self._link_changed(link)
             await asyncio.gather(*self._tasks)
-        else:
+        elif not self.machine.suspended:
             adopt.machine_gone(self._registry, self.execs, GONE_WHILE_AWAY)
+        elif any(self._registry.running()):
+            self._spawn(self.presence.go_on())
 
     def _link_changed(self, link: LinkPort) -> None:
         """The machine was reached, for the first time or again."""
@@ -270,6 +287,8 @@ class Engine:
     def _state_changed(self, state: MachineState) -> None:
         if state is MachineState.RUNNING:
             self.presence.machine_is_on()
+            if not self.machine.continued:  # what was to go on has not
+                adopt.machine_gone(self._registry, self.execs, GONE)
         elif state in (MachineState.STOPPED, MachineState.FAILED):
             self._known_link = None
             try:

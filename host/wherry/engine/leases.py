@@ -1,6 +1,7 @@
 """What a machine's containers need of the images stays, whoever prunes: a lease per container.
 
-A lease's holder is `container:MACHINE:ID`. All methods read or write the store: call them in
+A lease's holder is `container:MACHINE:ID`, or `snapshot:MACHINE:NAME:ID` for the container that a
+snapshot of the machine has. All methods read or write the store: call them in
 threads. A machine that is gone, however it went, holds nothing.
 """
 
@@ -16,11 +17,26 @@ from wherry.errors import WherryError
 log = logging.getLogger(__name__)
 
 _KIND = "container"
+_SNAPSHOT = "snapshot"
 
 
 def holder_prefix(machine: str) -> str:
     """How the holders of `machine` begin; a container's id follows."""
     return f"{_KIND}:{machine}:"
+
+
+def snapshot_prefix(machine: str, snapshot: str) -> str:
+    """How the holders of one of `machine`'s snapshots begin; a container's id follows."""
+    return f"{_SNAPSHOT}:{machine}:{snapshot}:"
+
+
+def release_snapshots(store: StorePort, machine: str, kept: Set[str]) -> None:
+    """Give up what is held for snapshots of `machine` that are not among `kept`."""
+    for holder in store.holders():
+        kind, _, rest = holder.partition(":")
+        owner, _, rest = rest.partition(":")
+        if kind == _SNAPSHOT and owner == machine and rest.partition(":")[0] not in kept:
+            store.release(holder)
 
 
 def hold_missing(store: StorePort, machine: str, containers: Iterable[Container]) -> None:
@@ -48,5 +64,5 @@ def release_gone(store: StorePort, machines: Set[str]) -> None:
     """Give up what is held for machines that are not among `machines`."""
     for holder in store.holders():
         kind, _, rest = holder.partition(":")
-        if kind == _KIND and rest.partition(":")[0] not in machines:
+        if kind in (_KIND, _SNAPSHOT) and rest.partition(":")[0] not in machines:
             store.release(holder)

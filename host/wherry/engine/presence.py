@@ -104,3 +104,10 @@ class Presence:
             await self._machine.ensure_running()
         except WherryError as error:
             log.error("cannot start the machine for its containers: %s", error)
+
+    async def go_on(self) -> None:
+        """Start the machine whose containers stand still in its snapshot."""
+        try:
+            await self._machine.ensure_running()
+        except WherryError as error:
+            log.error("the machine does not go on: %s", error)

@@ -11,7 +11,8 @@ from wherry.machine.config import (
     remove_machine,
 )
 from wherry.machine.layers import LayerDisk
-from wherry.machine.machine import Machine, MachineState
+from wherry.machine.machine import Machine
+from wherry.machine.states import MachineState
 
 __all__ = [
     "LayerDisk",

@@ -23,9 +23,13 @@ logger = logging.getLogger(__name__)
 _QMP_TIMEOUT = 10.0
 
 _RUNS = "running"
-_BY_HAND, _IO_ERROR = "paused", "io-error"
-_CAN_GO_ON = (_BY_HAND, _IO_ERROR)
-"""RunState (qapi/run-state.json): stopped by a full disk or by hand; `cont` lets it go on."""
+_BY_HAND, _IO_ERROR, _SAVED = "paused", "io-error", "postmigrate"
+_CAN_GO_ON = (_BY_HAND, _IO_ERROR, _SAVED)
+"""RunState (qapi/run-state.json): stopped by a full disk, by hand or to be saved; `cont` lets it
+go on."""
+_SAVING = frozenset({"setup", "active", "device", "cancelling"})
+"""MigrationStatus (qapi/migration.json) of an engine that died while it saved the machine."""
+_SAVING_PATIENCE = 10.0
 
 
 async def find_running(paths: MachinePaths) -> RunningQemu | None:
@@ -50,7 +54,8 @@ async def find_running(paths: MachinePaths) -> RunningQemu | None:
         await _end(qmp, record if alive else None)
         _forget(paths)
         return None
-    return RunningQemu(record=record, qmp=qmp, console=await _console(paths), child=None)
+    console = await _console(paths)
+    return RunningQemu(record=record, qmp=qmp, console=console, child=None, continued=True)
 
 
 async def _goes_on(qmp: Qmp, paths: MachinePaths) -> bool:
@@ -60,6 +65,7 @@ async def _goes_on(qmp: Qmp, paths: MachinePaths) -> bool:
         MachineError: it stands still because the host's disk is full; nothing is ended then.
     """
     try:
+        await _save_no_more(qmp)
         status = (await qmp.execute("query-status", timeout=_QMP_TIMEOUT))["status"]
         if status == _IO_ERROR and not has_room(paths.data_disk):
             await qmp.aclose()
@@ -74,6 +80,21 @@ async def _goes_on(qmp: Qmp, paths: MachinePaths) -> bool:
         logger.warning("QEMU answers no questions: %s", error)
         return False
     return bool(status == _RUNS)
+
+
+async def _save_no_more(qmp: Qmp) -> None:
+    """Break off what an earlier engine began to save; nobody would use it.
+
+    Raises:
+        MachineError: QEMU does not let it be broken off.
+    """
+    try:
+        async with asyncio.timeout(_SAVING_PATIENCE):
+            while (await qmp.execute("query-migrate")).get("status") in _SAVING:
+                await qmp.execute("migrate_cancel")
+                await asyncio.sleep(0.05)
+    except TimeoutError as error:
+        raise MachineError("QEMU does not stop saving") from error
 
 
 async def _end(qmp: Qmp, record: QemuRecord | None) -> None:

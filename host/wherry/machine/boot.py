@@ -84,6 +84,8 @@ class RunningQemu:
     console: Console | None
     child: int | None
     """The child process of ours whose exit status is QEMU's; None: an earlier engine's."""
+    continued: bool = False
+    """Its guest ran before: an earlier engine's, or out of a saved state."""
 
     async def aclose(self) -> None:
         """Let go of it; it goes on."""

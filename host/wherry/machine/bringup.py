@@ -43,6 +43,7 @@ from wherry.machine.identity import read_identity
 from wherry.machine.image import prepare_image
 from wherry.machine.initrd import BootFiles
 from wherry.machine.record import write_record
+from wherry.machine.resuming import give_up, resume, tell_guest
 from wherry.machine.saved import SavedMachine, can_restore
 from wherry.machine.transports import Transports
 from wherry.machine.vsock import start_vsock
@@ -121,6 +122,8 @@ class Bringup:
         """
         if (leftover := await find_running(self.paths)) is not None:
             await leftover.quit()  # `adopt` would have taken it over
+        if (resumed := await self._resume(config, template)) is not None:
+            return resumed
         job = await asyncio.to_thread(self._prepare, config, image)
         self.report(PHASES[0], 0, len(PHASES))
         attempt = await self._attempt(job) if template else None
@@ -165,6 +168,50 @@ class Bringup:
             raise MachineError("such a machine cannot be saved", hint="its starts are boots")
         await saved.bake(job.start, self._link_to, self.tools.deadlines, idle=False)
         return saved.facts()
+
+    async def _resume(
+        self, config: MachineConfig, wanted: bool
+    ) -> tuple[RunningQemu, LinkPort] | None:
+        """Go on where the machine was saved. None: it was not, or cannot."""
+        if not wanted and self.paths.suspended.exists():
+            await give_up(self.paths, "a boot is asked for", self.notice)
+        deadline = 2 * self.tools.deadlines.restore
+        starting = partial(
+            start_qemu,
+            paths=self.paths,
+            agent_digest=self.tools.agent_digest(),
+            deadlines=self.tools.deadlines,
+            endpoints=self.tools.endpoints,
+        )
+        found = await resume(
+            self.name,
+            self.paths,
+            asdict(config),
+            find_qemu=lambda arch: self.tools.find_qemu(arch, self.settings.qemu),
+            start=lambda spec, image_key: starting(spec, image_key=image_key),
+            open_link=lambda: self._open_link(2 * deadline),
+            deadline=deadline,
+            notice=self.notice,
+        )
+        if found is None:
+            return None
+        vm, link = found
+        self.report("restore", 1, len(PHASES))
+        try:
+            await self._bring_up_to_date(link)
+            await tell_guest(link)
+            vm.record = replace(vm.record, ready=True)
+            write_record(self.paths.qemu_record, vm.record)
+        except WherryError as error:
+            self.notice(f"the machine did not go on ({error}): it boots from its saved disk")
+            await link.aclose()
+            await vm.quit()
+            return None
+        except BaseException:
+            await link.aclose()
+            await vm.quit()
+            raise
+        return vm, link
 
     async def _attempt(self, job: _Job) -> tuple[RunningQemu, LinkPort] | SavedMachine | None:
         """Restore. None: there is nothing to restore; a SavedMachine: it did not work."""

@@ -153,3 +153,12 @@ def _text(line: bytes) -> str:
     """A line for people: no control characters, a guest must not drive the host's terminal."""
     text = line[:_LINE_LIMIT].decode("utf-8", errors="replace").strip()
     return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def tail_of(log: Path, lines: int) -> str:
+    """The last lines of a console's log, empty when there is none. Reads a file."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""

@@ -12,7 +12,16 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,6 +45,9 @@ _SCSI_ID_LENGTH = 20
 _ATTACH_TIMEOUT = 120.0
 _UNPLUG_TIMEOUT = 15.0
 _NODE = re.compile(r"layer-(\d{1,5})")
+_DEVICE = re.compile(r"lun-(\d{1,5})")
+_PERIPHERAL = "/machine/peripheral"
+"""Where QEMU keeps devices that have an id (docs/devel/qom.rst)."""
 
 _T = TypeVar("_T")
 
@@ -111,6 +123,8 @@ class LayerPool:
         self._next_lun = 0
         self._clock = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._moving = asyncio.Event()
+        self._moving.set()
 
     @property
     def attached(self) -> dict[str, int]:
@@ -133,6 +147,7 @@ class LayerPool:
         self._wanted.update(wanted.keys())
         try:
             while not self._touch(wanted):
+                await self._moving.wait()
                 if missing := [disk for id, disk in wanted.items() if id not in self._slots]:
                     await self._shielded(self._plug(self._reserve(missing)))
                 else:  # others are on it: when they fail, it is ours
@@ -148,6 +163,7 @@ class LayerPool:
         Raises:
             LinkError, MachineError: as the calls that failed.
         """
+        await self._moving.wait()
         held = frozenset().union(*self._pins.values()) | self._wanted.keys()
         idle = [s for s in self._slots.values() if s.present and s.diff_id not in held]
         idle.sort(key=lambda slot: slot.used)
@@ -157,6 +173,17 @@ class LayerPool:
                 slot.present = False
                 slot.settled.clear()
             await self._shielded(self._give_back(excess))
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """No layer comes or goes meanwhile: none is half-way, and later ones wait."""
+        self._moving.clear()
+        try:
+            if self._tasks:
+                await asyncio.wait(set(self._tasks))
+            yield
+        finally:
+            self._moving.set()
 
     async def adopt(self) -> None:
         """Learn what is plugged from QEMU and the guest; undo what stopped half-way.
@@ -317,6 +344,45 @@ class LayerPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
+
+
+async def plugged_layers(qmp: QmpPort) -> list[tuple[int, str, str]]:
+    """(LUN, serial number, file) of each layer that QEMU has, whoever plugged it.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
+    files = {str(node.get("node-name")): str(node.get("file")) for node in nodes}
+    children = await qmp.execute("qom-list", {"path": _PERIPHERAL})
+    found = []
+    for child in children:
+        if (match := _DEVICE.fullmatch(str(child.get("name")))) is None:
+            continue
+        lun = int(match[1])
+        path = {"path": f"{_PERIPHERAL}/{_device_id(lun)}", "property": "serial"}
+        file = files.get(_node_name(lun))
+        if file is None:
+            raise MachineError(f"QEMU has a disk {_device_id(lun)} without a file")
+        found.append((lun, str(await qmp.execute("qom-get", path)), file))
+    return sorted(found)
+
+
+async def plug_again(qmp: QmpPort, layers: Iterable[tuple[int, str, str]]) -> None:
+    """Plug layers at the addresses that they had, into a guest that does not run yet.
+
+    Args:
+        layers: as of `plugged_layers`.
+
+    Raises:
+        MachineError: a file is not there any more.
+    """
+    commands = []
+    for lun, serial, file in layers:
+        disk = LayerDisk(serial, Path(file), "")
+        commands.append(qmp.execute("blockdev-add", _node(lun, disk)))
+        commands.append(qmp.execute("device_add", _device(lun, disk)))
+    await asyncio.gather(*commands)
 
 
 def _node(lun: int, disk: LayerDisk) -> dict[str, object]:

@@ -9,23 +9,27 @@ Lives on one asyncio loop. QEMU outlives it: `aclose` lets go, `adopt` of a late
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
-from wherry.errors import AgentError, Conflict, LinkError, MachineError, WherryError
+from wherry.errors import Conflict, MachineError, WherryError
+from wherry.machine.background import Background, in_loop, tell
 from wherry.machine.boot import Progress, RunningQemu
 from wherry.machine.bringup import Bringup, Tools
+from wherry.machine.capturing import save_disk, save_running
 from wherry.machine.changing import Change, Configuration
 from wherry.machine.config import (
     MachineConfig,
     prepare_directories,
     write_config,
 )
+from wherry.machine.console import tail_of
+from wherry.machine.ending import powered_off, put_aside
 from wherry.machine.epitaph import end_of_guest
 from wherry.machine.growing import apply_at_once
 from wherry.machine.guest import LinkPort
@@ -33,7 +37,9 @@ from wherry.machine.image import upgrade_image
 from wherry.machine.inspecting import configuration_facts, running_facts
 from wherry.machine.layers import LayerDisk, LayerPool
 from wherry.machine.pausing import Pauses
+from wherry.machine.snapshot import Board, forget_suspension, read_suspension
 from wherry.machine.ssh import SshAccess
+from wherry.machine.states import ALLOWED, MachineState, Running
 from wherry.machine.timeline import Recorder
 from wherry.machine.transports import Transports
 from wherry.machine.vsock import forget_vsock
@@ -46,42 +52,7 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
 """What containers get between SIGTERM and SIGKILL when the machine stops, as Docker's default."""
 
-_POWER_OFF_TIMEOUT = 20.0
-
 _T = TypeVar("_T")
-
-
-class MachineState(enum.StrEnum):
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-_ALLOWED: Mapping[MachineState, frozenset[MachineState]] = {
-    MachineState.STOPPED: frozenset({MachineState.STARTING, MachineState.RUNNING}),
-    MachineState.STARTING: frozenset(
-        {MachineState.RUNNING, MachineState.FAILED, MachineState.STOPPED}
-    ),
-    MachineState.RUNNING: frozenset(
-        {MachineState.STOPPING, MachineState.STOPPED, MachineState.FAILED}
-    ),
-    MachineState.STOPPING: frozenset({MachineState.STOPPED}),
-    MachineState.FAILED: frozenset({MachineState.STARTING}),
-}
-
-
-@dataclass(slots=True)
-class _Running:
-    """What there is while a guest runs."""
-
-    vm: RunningQemu
-    link: LinkPort
-    layers: LayerPool
-    pauses: Pauses
-    guest_ended: str | None = None
-    """Why, in QEMU's word (ShutdownCause), once it has."""
 
 
 class Machine:
@@ -104,11 +75,11 @@ class Machine:
         self._tools = tools or Tools()
         self._state = MachineState.STOPPED
         self._reason: str | None = None
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._starting: asyncio.Task[LinkPort] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._baking: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._pins: dict[str, frozenset[str]] = {}
         self._progress: list[Progress] = []
         self.ssh = SshAccess(name, home, settings, lambda: self.config.arch)
@@ -211,11 +182,9 @@ class Machine:
             return False
         running = self._assemble(*found)
         try:
-            await running.layers.adopt()
+            await self._take_up_layers(running)
         except WherryError as error:
             logger.error("the running machine cannot be taken over, it is ended: %s", error)
-            await running.link.aclose()
-            await running.vm.quit()
             self._forget_record()
             return False
         self._enter(running)
@@ -244,7 +213,7 @@ class Machine:
                     await asyncio.shield(self._ending)
                     continue
                 if self._starting is None:
-                    self._starting = self._spawn(self._start(template), "machine start")
+                    self._starting = self._background.spawn(self._start(template), "machine start")
                 await asyncio.shield(self._starting)
             await self._running.pauses.go_on()
             return self._running.link
@@ -280,7 +249,7 @@ class Machine:
             self.config,
             self._home,
             self._settings,
-            self._in_loop(progress),
+            in_loop(progress),
         )
         for notice in image.notices:
             self._notice(notice)
@@ -297,7 +266,7 @@ class Machine:
             self.config,
             self._home,
             self._settings,
-            self._in_loop(progress),
+            in_loop(progress),
         )
 
     async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
@@ -337,25 +306,62 @@ class Machine:
         Args:
             grace: seconds for the guest's processes between SIGTERM and SIGKILL.
         """
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait({self._starting})
+        await self._break_off_start()
+        if self.suspended:
+            await asyncio.to_thread(forget_suspension, self._paths)
+            tell(self._state_callbacks, self._state)
         if self._ending is None and self._running is not None:
-            self._ending = self._spawn(self._shut_down(self._running, grace), "machine stop")
+            self._ending = self._background.spawn(
+                self._shut_down(self._running, grace), "machine stop"
+            )
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    @property
+    def continued(self) -> bool:
+        """Whether its guest ran before: what ran in it then runs now."""
+        return self._running is not None and self._running.vm.continued
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it is off, and its next start goes on where it was saved. Reads a file."""
+        return self._running is None and read_suspension(self._paths) is not None
+
+    async def save(self, directory: Path, rows: Callable[[Path], None]) -> Board | None:
+        """Save it as it stands into `directory`: disk, rows, and memory where it runs (it goes on).
+
+        `rows` writes the engine's rows of that moment. Returns what the memory needs; None: there
+        is none.
+
+        Raises:
+            Conflict, MachineError, StorageError, OSError: it was not saved.
+        """
+        if self._running is not None:
+            return await save_running(self._need_running(), self._paths, directory, rows)
+        async with self.held("is being saved"):
+            await save_disk(self._paths, directory, rows)
+        return None
+
+    async def suspend(self) -> None:
+        """Save it for the next start, and end QEMU. Raises WherryError, OSError: it runs on."""
+        running = self._need_running()
+        self._ending = self._background.spawn(self._put_aside(running), "machine suspend")
+        await asyncio.shield(self._ending)
+
+    async def cut_off(self) -> None:
+        """End it as a power cut does. Does nothing when it is off."""
+        await self._break_off_start()
+        if self._ending is None and self._running is not None:
+            self._ending = self._background.spawn(self._cut(self._running), "machine end")
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
     async def aclose(self) -> None:
         """Let go of the machine; a running VM runs on. A start is broken off, a stop finished."""
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait({self._starting})
+        await self._break_off_start()
         if self._ending is not None:
             await asyncio.wait({self._ending})
-        tasks = [task for task in self._tasks if not task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.aclose()
         self._transports.forget()
         running, self._running = self._running, None
         if running is not None:
@@ -385,11 +391,7 @@ class Machine:
 
     def console_tail(self, lines: int) -> str:
         """The console's last lines, of this boot or the last one. Reads a file."""
-        try:
-            text = self._paths.console_log.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-        return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""
+        return tail_of(self._paths.console_log, lines)
 
     async def _start(self, template: bool) -> LinkPort:
         self._move(MachineState.STARTING)
@@ -403,6 +405,8 @@ class Machine:
                 running = self._assemble(
                     *await self._bringup.boot(config, image, template=template)
                 )
+                if running.vm.continued:
+                    await self._take_up_layers(running)
         except asyncio.CancelledError:  # by `stop`, which waits for the end of it
             self._forget_record()
             self._move(MachineState.STOPPED)
@@ -415,18 +419,27 @@ class Machine:
             self._starting = None
         self._enter(running)
         making = self._bringup.make_template(config, image)
-        self._baking = self._spawn(making, "machine template")
+        self._baking = self._background.spawn(making, "machine template")
         return running.link
 
-    def _assemble(self, vm: RunningQemu, link: LinkPort) -> _Running:
+    async def _take_up_layers(self, running: Running) -> None:
+        """Learn what is plugged; a machine that does not say is ended. Raises WherryError."""
+        try:
+            await running.layers.adopt()
+        except WherryError:
+            await running.link.aclose()
+            await running.vm.quit()
+            raise
+
+    def _assemble(self, vm: RunningQemu, link: LinkPort) -> Running:
         async def call(method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
             return await link.call(method, params, timeout=timeout)
 
-        disk, changed = self._paths.data_disk, partial(self._tell, self._pause_callbacks)
-        pauses = Pauses(vm.qmp, disk, self._spawn, self._notice, changed)
-        return _Running(vm, link, LayerPool(vm.qmp, call, self._pins), pauses)
+        disk, changed = self._paths.data_disk, partial(tell, self._pause_callbacks)
+        pauses = Pauses(vm.qmp, disk, self._background.spawn, self._notice, changed)
+        return Running(vm, link, LayerPool(vm.qmp, call, self._pins), pauses)
 
-    def _enter(self, running: _Running) -> None:
+    def _enter(self, running: Running) -> None:
         self._running = running
 
         def event(name: str, data: Mapping[str, Any]) -> None:
@@ -437,20 +450,20 @@ class Machine:
             self._tell_link(running.link)
 
         running.vm.qmp.on_event(event)
-        self._spawn(self._watch(running), "machine watch")
+        self._background.spawn(self._watch(running), "machine watch")
         self._move(MachineState.RUNNING)
         self._tell_link(running.link)
         running.link.on_connect(connected)
 
-    async def _watch(self, running: _Running) -> None:
+    async def _watch(self, running: Running) -> None:
         """Notice when QEMU ends without having been asked to."""
         await running.vm.qmp.wait_closed()
         if self._running is not running or self._ending is not None:
             return
-        self._ending = self._spawn(self._bury(running), "machine end")
+        self._ending = self._background.spawn(self._bury(running), "machine end")
         await asyncio.shield(self._ending)
 
-    async def _bury(self, running: _Running) -> None:
+    async def _bury(self, running: Running) -> None:
         await running.vm.kill(grace=2.0)  # it is gone, or of no use without its control connection
         panic = running.vm.console.panic if running.vm.console else None
         failed, reason = end_of_guest(running.guest_ended, panic, running.vm.exit_status())
@@ -458,43 +471,40 @@ class Machine:
         logger.error("the machine is gone: %s", reason)
         await self._leave(running, end, reason)
 
-    async def _shut_down(self, running: _Running, grace: float) -> None:
+    async def _shut_down(self, running: Running, grace: float) -> None:
         self._move(MachineState.STOPPING)
-        if not await self._powered_off(running, grace):
+        if not await powered_off(running, grace):
             logger.warning("the guest does not power off: QEMU is ended")
         await running.vm.quit()
-        await self._leave(running, MachineState.STOPPED, None)
+        await self._leave(running, MachineState.STOPPED)
 
-    async def _powered_off(self, running: _Running, grace: float) -> bool:
-        """Ask the guest to end and wait; a link that breaks meanwhile may be that very end."""
-        params = {"timeout": round(grace)}
+    async def _put_aside(self, running: Running) -> None:
         try:
-            await running.pauses.go_on()
-        except MachineError as error:
-            logger.warning("the guest cannot be asked to shut down: %s", error)
-            return False
-        try:
-            await running.link.call("system.shutdown", params, timeout=grace + _POWER_OFF_TIMEOUT)
-        except AgentError as error:
-            logger.warning("the guest refuses to shut down: %s", error)
-            return False
-        except LinkError as error:
-            logger.warning("the guest did not answer: %s", error)
-        try:
-            async with asyncio.timeout(grace + _POWER_OFF_TIMEOUT):
-                await running.vm.qmp.wait_closed()
-        except TimeoutError:
-            return False
-        return True
+            await put_aside(running, self._paths)
+        except BaseException:
+            self._ending = None
+            raise
+        self._move(MachineState.STOPPING)
+        await self._leave(running, MachineState.STOPPED, "suspended")
 
-    async def _leave(self, running: _Running, state: MachineState, reason: str | None) -> None:
+    async def _cut(self, running: Running) -> None:
+        self._move(MachineState.STOPPING)
+        await running.vm.kill(grace=0)
+        await self._leave(running, MachineState.STOPPED)
+
+    async def _break_off_start(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+
+    async def _leave(self, running: Running, state: MachineState, reason: str = "") -> None:
         await running.link.aclose()
         self._forget_record()
         self._running = None
         self._ending = None
-        self._move(state, reason)
+        self._move(state, reason or None)
 
-    def _need_running(self) -> _Running:
+    def _need_running(self) -> Running:
         if self._running is None or self._ending is not None:
             raise MachineError(
                 f"the machine is {self._state.value}", hint="start it: wherry machine start"
@@ -503,47 +513,29 @@ class Machine:
 
     def _trim_soon(self) -> None:
         if self._running is not None and self._ending is None:
-            self._spawn(self._trim(self._running), "layer trim")
+            self._background.spawn(self._trim(self._running), "layer trim")
 
-    async def _trim(self, running: _Running) -> None:
+    async def _trim(self, running: Running) -> None:
         try:
             await running.layers.trim()
         except WherryError as error:
             logger.warning("idle layers stay plugged: %s", error)
 
     def _move(self, state: MachineState, reason: str | None = None) -> None:
-        if state not in _ALLOWED[self._state]:
+        if state not in ALLOWED[self._state]:
             raise AssertionError(f"a machine does not go from {self._state} to {state}")
         self._state = state
         self._reason = reason
-        self._tell(self._state_callbacks, state)
+        tell(self._state_callbacks, state)
 
     def _tell_link(self, link: LinkPort) -> None:
         if self._running is not None and self._running.link is link:
-            self._tell(self._link_callbacks, link)
-
-    def _tell(self, callbacks: Iterable[Callable[[_T], object]], news: _T) -> None:
-        for callback in tuple(callbacks):
-            try:
-                callback(news)
-            except Exception:  # a listener's fault must not leave the machine half-way
-                logger.exception("a listener of machine %s", self.name)
+            tell(self._link_callbacks, link)
 
     def _report(self, phase: str, done: int, total: int) -> None:
         self.timeline.phase(phase)
         for progress in tuple(self._progress):
             progress(phase, done, total)
-
-    def _in_loop(self, progress: Progress | None) -> Progress | None:
-        """Progress that a thread can report."""
-        if progress is None:
-            return None
-        loop = asyncio.get_running_loop()
-
-        def report(phase: str, done: int, total: int) -> None:
-            loop.call_soon_threadsafe(progress, phase, done, total)
-
-        return report
 
     def _notice(self, text: str) -> None:
         """Something that the user should read once; also called in threads."""
@@ -554,14 +546,3 @@ class Machine:
         self._transports.forget()
         forget_vsock(self._paths)
         self._paths.qemu_record.unlink(missing_ok=True)
-
-    def _spawn(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waits for it gets it; nobody may

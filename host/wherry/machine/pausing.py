@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,24 @@ class Pauses:
         self._notice = notice
         self._changed = changed
         self._io_error: str | None = None
+        self._free = asyncio.Event()
+        self._free.set()
         qmp.on_event(self._event)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """The caller stops the guest and lets it go on: that is no pause, and nobody else does.
+
+        Raises:
+            StillPaused: it stands still already.
+        """
+        if self.reason is not None:
+            raise StillPaused(self.reason)
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     async def go_on(self) -> None:
         """Let a paused guest go on; nothing happens to one that runs.
@@ -74,6 +92,7 @@ class Pauses:
             StillPaused: the host's disk is full.
             MachineError: QEMU refuses.
         """
+        await self._free.wait()
         if self.reason is None:
             return
         if self.reason == DISK_FULL and not has_room(self._disk):
@@ -87,7 +106,7 @@ class Pauses:
         if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
             said = str(data.get("reason") or "a write failed")
             self._io_error = DISK_FULL if data.get("nospace") else f"its disk failed: {said}"
-        elif name == "STOP":
+        elif name == "STOP" and self._free.is_set():
             self._set(self._io_error or BY_HAND)
             self._notice(f"the machine is paused: {self.reason}")
             if self._io_error == DISK_FULL:

@@ -22,6 +22,9 @@ LOAD_TIMEOUT = 60.0
 _FILE_URI = (8, 2)
 """From this version on QEMU opens the file itself, and does not want descriptors of files."""
 
+_BANDWIDTH = 1 << 40
+"""Bytes in a second: as fast as it goes (QEMU's default, meant for networks, is 128 MiB)."""
+
 _DESCRIPTOR = "state"
 
 _ENDED = frozenset({"completed", "failed", "cancelled"})
@@ -40,6 +43,7 @@ async def save_state(
         MachineError: QEMU refused (a device cannot be saved, the disk is full), or took too long.
     """
     await _set_capabilities(qmp, without_memory)
+    await qmp.execute("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH})
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
     await _migrate(qmp, "migrate", file, flags, timeout)
 

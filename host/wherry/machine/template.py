@@ -118,7 +118,7 @@ def template_key(spec: VmSpec, image_key: str) -> str:
         _file_facts(spec.qemu.binary),
         spec.qemu.version,
         qemu_argv(shape, dict.fromkeys(CHARDEVS, "")),
-        [] if spec.accel == "tcg" else _host_facts(),
+        [] if spec.accel == "tcg" else host_facts(),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
@@ -340,7 +340,7 @@ def _file_facts(file: Path) -> tuple[str, int, int]:
     return os.fspath(real), status.st_size, status.st_mtime_ns
 
 
-def _host_facts() -> Sequence[str]:
+def host_facts() -> Sequence[str]:
     """The processor that `-cpu host` shows the guest, and the kernel that runs it."""
     host = platform.uname()
     try:
