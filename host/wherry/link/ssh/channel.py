@@ -98,7 +98,7 @@ class ChannelTransport:
     def _read(self) -> None:
         receiver = self._receiver
         assert receiver is not None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_ended()):
             while data := self._channel.recv(_READ_BYTES):
                 self._tell(self._received, data)
         self._tell(self._lost)
@@ -114,7 +114,7 @@ class ChannelTransport:
                 self._waiting.clear()
             try:
                 self._channel.sendall(data)
-            except OSError:
+            except _ended():
                 self._tell(self._lost)
                 return
             with self._changed:
@@ -207,6 +207,13 @@ def _skip_to(connection: socket.socket, mark: bytes) -> None:
             connection.recv(at + len(mark) - len(tail))
             return
         tail = (tail + connection.recv(len(seen)))[1 - len(mark) :]
+
+
+def _ended() -> tuple[type[Exception], ...]:
+    """What paramiko raises when the connection is gone."""
+    import paramiko
+
+    return OSError, EOFError, paramiko.SSHException
 
 
 def _end(channel: paramiko.Channel) -> None:

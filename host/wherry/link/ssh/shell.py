@@ -123,7 +123,7 @@ def _request_terminal(channel: paramiko.Channel, stack: contextlib.ExitStack) ->
 
 
 def _send(channel: paramiko.Channel) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, EOFError):
         while data := os.read(0, _READ_BYTES):
             channel.sendall(data)
         channel.shutdown_write()
