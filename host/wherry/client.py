@@ -36,8 +36,8 @@ _START_DEADLINE = 30.0
 
 _PIPE_POLL_SECONDS = 0.02
 
-_LACKING = (404, 405, 501)
-"""Answers of an engine that does not have a route."""
+_LACKING = (400, 404, 405, 501)
+"""Answers of an engine that does not have a route, or not this version of the API."""
 
 
 class EngineError(WherryError):

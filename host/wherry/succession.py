@@ -85,9 +85,13 @@ def does_not_know(message: str, server: str) -> tuple[str, str | None] | None:
     """Message and hint when the engine lacks what was asked for; None: it is another error.
 
     Args:
-        message: of an answer with status 404, 405 or 501. server: its `Server` header.
+        message: of an answer with status 400, 404, 405 or 501. server: its `Server` header.
     """
-    missing = message == "page not found" or " is not allowed on /" in message
+    missing = (
+        message == "page not found"
+        or " is not allowed on /" in message
+        or (message.startswith("client version ") and " is too new" in message)
+    )
     version = server.partition("/")[2] or "of an older version"
     if not missing and not (message.endswith(" is not implemented") and version != __version__):
         return None

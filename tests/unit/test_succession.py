@@ -57,6 +57,8 @@ def test_a_route_that_an_engine_lacks_is_one_line_with_what_to_do() -> None:
     assert "wherry service restart" in str(hint)
     message, _ = does_not_know("POST is not allowed on /wherry/v1/new", "Wherry") or ("", None)
     assert "the running engine is of an older version" in message
+    too_new = "client version 1.99 is too new. Maximum supported API version is 1.50"
+    assert does_not_know(too_new, "Wherry/0.0.1") is not None
     message, hint = does_not_know("page not found", "Wherry/999.0") or ("", None)
     assert "is 999.0" in message
     assert "upgrade the command" in str(hint)

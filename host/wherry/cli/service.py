@@ -8,7 +8,7 @@ import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.clearing import Item
-from wherry.cli.machines import machine_names
+from wherry.cli.machines import existing, machine_names
 from wherry.errors import WherryError
 from wherry.service.definition import describe_service, service_label
 from wherry.service.managers import session_manager
@@ -33,10 +33,9 @@ def install_command(app: App, name: str | None) -> None:
     Its socket is there from then on. Containers with a restart policy come back with it: the engine
     starts the machine for them, unless it was stopped by hand. Install again after moving Wherry.
     """
-    machine = name or app.machine
-    manager, service = session_manager(), describe_service(app.home, machine)
+    client = existing(app, name) if name else app.client
+    manager, service = session_manager(), describe_service(app.home, client.machine)
     manager.check()
-    client = app.client_of(machine)
     from wherry.osutil import lock_file, private_directory
 
     for directory in (app.home.root, client.paths.root, client.paths.sockets):

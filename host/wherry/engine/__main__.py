@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.service and (activated := activated_listener()) is not None:
             return _serve_activated(home, options, activated)
         else:
+            private_directory(paths.root)
+            private_directory(paths.sockets)  # of a long path it is in /tmp, which a reboot empties
             with _inherited() if options.inherited else listen_unix(paths.api_socket) as listener:
                 try:
                     _run(home, options, listener)

@@ -18,6 +18,7 @@ from wherry.build.builtin import builtin_layout
 from wherry.build.emulators import EmulatorSource
 from wherry.engine import adopt, facts, leases
 from wherry.engine.bootstrapping import Bootstrapper
+from wherry.engine.clocks import GuestClock
 from wherry.engine.cloning import Cloner
 from wherry.engine.containers import Containers
 from wherry.engine.copying import Copying
@@ -26,6 +27,7 @@ from wherry.engine.events import EventBus
 from wherry.engine.execs import Execs, exec_exit
 from wherry.engine.foreign import Emulation, native_platform
 from wherry.engine.guest import Guest
+from wherry.engine.idling import Idle
 from wherry.engine.images import Images
 from wherry.engine.lives import Lives
 from wherry.engine.machine_snapshots import MachineSnapshots
@@ -40,6 +42,7 @@ from wherry.engine.snapshots import Snapshots
 from wherry.engine.spec import Facts
 from wherry.engine.starting import Starter
 from wherry.engine.state import State
+from wherry.engine.trims import Trims
 from wherry.engine.upkeep import Upkeep
 from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError, StorageError
@@ -99,7 +102,10 @@ class Engine:
         volumes = VolumeTable(state)
         self._registry = Registry(state, self.events, volumes)
         self.presence = Presence(state, self._registry, machine)
+        self.idle = Idle(machine, self._registry, self.presence, settings.idle_stop)
         self._guest = Guest(machine, store)
+        self._clock = GuestClock(machine, self._spawn)
+        self.trims = Trims(self._guest, self._spawn)
         native = native_platform(machine)
         emulators = _emulator_source(home, settings, native.architecture)
         self.emulation = Emulation(machine, emulators, lambda: self._guest_facts)
@@ -276,6 +282,8 @@ class Engine:
             adopt.machine_gone(self._registry, self.execs, GONE_WHILE_AWAY)
         elif any(self._registry.running()):
             self._spawn(self.presence.go_on())
+        self._clock.start()
+        self._spawn(self.idle.watch())
 
     def _link_changed(self, link: LinkPort) -> None:
         """The machine was reached, for the first time or again."""
@@ -335,7 +343,11 @@ class Engine:
             return
         with self._state.transaction() as transaction:
             transaction.set_mark(_BOOT, boot_id)
-        self._spawn(self.lives.start_with_machine())
+        self._spawn(self._start_with_machine())
+
+    async def _start_with_machine(self) -> None:
+        with self.presence.working("the start of containers with the machine"):
+            await self.lives.start_with_machine()
 
     async def _agent_event(self, event: AgentEventPort) -> None:
         """Store what the agent tells: returning acknowledges it, also what is malformed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from wherry.engine.policies import starts_with_machine
@@ -41,6 +41,11 @@ class Presence:
         self._registry = registry
         self._machine = machine
         self._work: Counter[str] = Counter()
+
+    @property
+    def work(self) -> Collection[str]:
+        """What goes on."""
+        return self._work.keys()
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -101,7 +106,8 @@ class Presence:
             return
         log.info("starting the machine for %s", ", ".join(it.container.name for it in wanted))
         try:
-            await self._machine.ensure_running()
+            with self.working("the start of the machine"):
+                await self._machine.ensure_running()
         except WherryError as error:
             log.error("cannot start the machine for its containers: %s", error)
 
