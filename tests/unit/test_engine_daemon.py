@@ -67,6 +67,19 @@ def test_it_serves_until_a_signal_and_ends_cleanly(tmp_path: Path) -> None:
     assert not paths.qemu_record.exists()
 
 
+def test_an_engine_whose_socket_was_removed_makes_room_for_the_next_one(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    paths = home.machine("m")
+    with engine_process(home) as lost:
+        assert ping(paths.api_socket).startswith(b"HTTP/1.1 200")
+        paths.api_socket.unlink()  # as a cleaner of temporary files does
+        with engine_process(home) as found:
+            assert ping(paths.api_socket).startswith(b"HTTP/1.1 200")
+            assert lost.wait(timeout=30) == 0
+            assert found.poll() is None
+    assert "its socket is gone" in paths.engine_log.read_text()
+
+
 def test_a_second_engine_of_a_machine_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from typing import TextIO
 
 from wherry import __version__
 from wherry.api.server import serve
+from wherry.engine.doorstep import Doorstep
 from wherry.engine.engine import Engine
 from wherry.machine import Machine
 from wherry.osutil import lock_file, private_directory
@@ -90,7 +91,6 @@ async def _serve(
     pulse: Pulse,
     start: Start,
 ) -> None:
-    beating = asyncio.ensure_future(_beat(pulse))  # also while a machine is taken over
     stop, ended = asyncio.Event(), asyncio.Event()
 
     def end() -> None:
@@ -98,6 +98,9 @@ async def _serve(
         stop.set()
 
     _on_signals(end)
+    paths = home.machine(name)
+    door = Doorstep(None if paths.pipe is not None else paths.api_socket)
+    beating = asyncio.ensure_future(_beat(pulse, door, end))  # also while a machine is taken over
     try:
         while not ended.is_set():
             stop.clear()
@@ -134,9 +137,12 @@ async def _serve_once(
         await engine.aclose()
 
 
-async def _beat(pulse: Pulse) -> None:
+async def _beat(pulse: Pulse, door: Doorstep, end: Callable[[], None]) -> None:
     """On the loop, so that it tells whether the loop turns."""
     while True:
+        if door.lost():
+            log.warning("clients do not find this engine: its socket is gone, so it ends")
+            end()
         try:
             pulse.beat()
         except OSError as error:
