@@ -13,6 +13,7 @@ from wherry.machine.diagnosis import Evidence, diagnose
 
 _CONSOLE_LINES = 12
 _STDERR_LINES = 6
+_LOOK_CLOSER = "wherry doctor tries this QEMU and says what it finds"
 
 
 def boot_failed(
@@ -41,7 +42,8 @@ def boot_failed(
     lines = [f"the machine did not start: {what} (phase {phase})"]
     lines += [f"  qemu: {line}" for line in stderr[-_STDERR_LINES:]]
     lines += [f"  console: {line}" for line in console[-_CONSOLE_LINES:]]
-    return BootFailed("\n".join(lines), phase=phase, hint=cause.remedy if cause else hint)
+    what_to_do = cause.remedy if cause else hint or _LOOK_CLOSER
+    return BootFailed("\n".join(lines), phase=phase, hint=what_to_do)
 
 
 def end_of_guest(cause: str | None, panic: str | None, status: int | None) -> tuple[bool, str]:
