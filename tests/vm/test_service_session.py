@@ -51,7 +51,7 @@ def test_containers_come_back_with_the_session_and_survive_their_engine(
         assert second.command("service", "restart") == "default"
         assert _running(own) == web
         second.command("service", "uninstall")
-        assert _running(own) == web
+        assert second.command("inspect", "web", "--format", "{{.State.StartedAt}}") == web
 
 
 def _running(own: Wherry) -> str | None:
