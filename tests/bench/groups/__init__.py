@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import boot, commands, core, image, images, layers, machine, pull, store, streams
+from . import boot, commands, core, image, images, layers, links, machine, pull, store, streams
 
 GROUPS: dict[str, ModuleType] = {
     "image": image,
     "boot": boot,
     "machine": machine,
     "layers": layers,
+    "links": links,
     "pull": pull,
     "images": images,
     "store": store,

@@ -36,13 +36,13 @@ def rows(bench: Bench) -> Iterator[Row]:
         ):
             ours, theirs = Samples(), Samples()
             for _ in range(bench.few):
-                ours.add(_rate(wherry, wherry.argv(*arguments), feed))
-                theirs.add(_rate(wherry, ["docker", *arguments], feed))
+                ours.add(rate(wherry, wherry.argv(*arguments), feed))
+                theirs.add(rate(wherry, ["docker", *arguments], feed))
             yield Row(what, "MB/s", ours, theirs, "`docker`", target)
 
 
-def _rate(wherry: Wherry, argv: Sequence[str], feed: bool) -> float:
-    """MB/s of one command that puts BLOCKS blocks out. AssertionError when it is not so many."""
+def rate(wherry: Wherry, argv: Sequence[str], feed: bool, blocks: int = BLOCKS) -> float:
+    """MB/s of one command that puts so many blocks out. AssertionError when they are others."""
     begun = time.perf_counter()
     process = subprocess.Popen(
         argv,
@@ -61,7 +61,7 @@ def _rate(wherry: Wherry, argv: Sequence[str], feed: bool) -> float:
     code = process.wait(60)
     seconds = time.perf_counter() - begun
     process.stdout.close()
-    assert (code, total) == (0, BLOCK * BLOCKS), f"{argv}: status {code}, {total} bytes"
+    assert (code, total) == (0, BLOCK * blocks), f"{argv}: status {code}, {total} bytes"
     return total / seconds / 1e6
 
 
