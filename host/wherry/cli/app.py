@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from wherry.client import Client
+from wherry.errors import NotFound
 from wherry.paths import Home
 from wherry.settings import Settings, load_settings
 
@@ -32,6 +33,17 @@ class App:
 
     @functools.cached_property
     def client(self) -> Client:
+        """The machine's. The default one is made when it is first used; a name that was given is
+        that of a machine, or mistyped.
+
+        Raises:
+            NotFound: `--machine` names none that is there.
+        """
+        name = self.machine
+        mistyped = self._machine and name != self.settings.default_machine
+        if mistyped and not self.home.machine(name).root.is_dir():
+            hint = f"wherry machine ls lists them; wherry machine create {name} makes it"
+            raise NotFound(f"no machine {name!r}", hint=hint)
         return Client(self.home, self.machine)
 
     def client_of(self, machine: str) -> Client:

@@ -1,4 +1,5 @@
-"""A command group whose commands are imported when they are run: a command pays for itself only."""
+"""Command groups: one whose commands are imported when they are run (a command pays for itself
+only), and one for the few commands of a module. In a group's help a summary is never cut off."""
 
 from __future__ import annotations
 
@@ -51,3 +52,17 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._summaries[name]) for name in sorted(self._modules)])
+
+
+class PlainGroup(click.Group):
+    """A group whose commands are in its own module: a summary is a docstring's first sentence."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(it)) for name, it in commands if it is not None])
+
+
+def _summary(command: click.Command) -> str:
+    text = " ".join((command.help or "").split("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".")

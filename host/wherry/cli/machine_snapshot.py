@@ -10,6 +10,7 @@ import click
 from wherry.cli import progress
 from wherry.cli.app import App, pass_app
 from wherry.cli.containers import each
+from wherry.cli.lazy import PlainGroup
 from wherry.cli.machines import existing
 from wherry.cli.output import print_rows
 from wherry.client import Client
@@ -30,7 +31,7 @@ _REOPEN_SECONDS = 20.0
 _machine = click.option("--machine", "machine", metavar="M", help="Of this machine.")
 
 
-@click.group("snapshot")
+@click.group("snapshot", cls=PlainGroup)
 def snapshot_command() -> None:
     """Save a machine as it stands, with what runs in it, and go back to that."""
 

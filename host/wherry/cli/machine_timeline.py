@@ -17,7 +17,15 @@ _SHOWN = 5
 
 
 @click.command("timeline")
-@click.option("-n", "--last", type=click.IntRange(1), default=_SHOWN, show_default=True)
+@click.option(
+    "-n",
+    "--last",
+    type=click.IntRange(1),
+    metavar="N",
+    default=_SHOWN,
+    show_default=True,
+    help="How many starts.",
+)
 @click.option("--json", "as_json", is_flag=True, help="All figures, as JSON; the newest is last.")
 @click.argument("name", required=False)
 @pass_app

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from wherry.cli.app import App, pass_app
+from wherry.cli.lazy import PlainGroup
 from wherry.cli.logins import logins_header
 
 _PATH = "/wherry/v1/manifests"
 
 
-@click.group("manifest")
+@click.group("manifest", cls=PlainGroup)
 def manifest_command() -> None:
     """Look at manifests in registries, and make manifest lists (multi-platform images)."""
 

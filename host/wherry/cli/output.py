@@ -31,6 +31,8 @@ def print_rows(
         columns: field to heading, in order: the default table.
         format: as Docker's: None or `table`, `table TEMPLATE`, `json`, or a template.
     """
+    if format is not None:
+        template.check(format)
     if quiet is not None and format is None:
         for row in rows:
             click.echo(row[quiet])

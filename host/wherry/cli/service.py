@@ -8,6 +8,7 @@ import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.clearing import Item
+from wherry.cli.lazy import PlainGroup
 from wherry.cli.machines import existing, machine_names
 from wherry.errors import WherryError
 from wherry.service.definition import describe_service, service_label
@@ -19,7 +20,7 @@ _NOT_INSTALLED = 3
 _LOCK_SECONDS = 30.0
 
 
-@click.group("service")
+@click.group("service", cls=PlainGroup)
 def service_command() -> None:
     """Have the engine's socket there after a reboot, and its containers."""
 

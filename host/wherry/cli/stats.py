@@ -11,7 +11,7 @@ import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.output import print_rows
-from wherry.client import EngineError
+from wherry.errors import WherryError
 from wherry.units import binary_size, human_size
 
 _COLUMNS = {
@@ -73,8 +73,8 @@ def _rows(app: App, ids: Sequence[str], no_trunc: bool, *, strict: bool) -> list
             answers[id] = client.request(
                 "GET", f"/containers/{id}/stats", query={"stream": False}
             ).json()
-        except EngineError as error:
-            answers[id] = error
+        except WherryError as error:
+            answers[id] = error  # of this thread's: the main thread tells
 
     threads = [threading.Thread(target=ask, args=(id,), daemon=True) for id in ids]
     for thread in threads:
@@ -84,7 +84,7 @@ def _rows(app: App, ids: Sequence[str], no_trunc: bool, *, strict: bool) -> list
     rows = []
     for id in ids:
         answer = answers.get(id)
-        if isinstance(answer, EngineError):
+        if isinstance(answer, WherryError):
             if strict or answer.http_status != 404:
                 raise answer
         elif answer is not None:

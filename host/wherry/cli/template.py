@@ -36,9 +36,22 @@ def render(template: str, data: Any) -> str:
     Raises:
         InvalidInput: an action that is not understood, or a field that is not there.
     """
+    check(template)
     for escape, character in _ESCAPES.items():
         template = template.replace(escape, character)
     return _ACTION.sub(lambda match: _text(_evaluate(match[1], data)), template)
+
+
+def check(template: str) -> None:
+    """Whether a template can be one, before there is anything to fill it with.
+
+    Raises:
+        InvalidInput: an action that is not closed, or not complete.
+    """
+    for action in _ACTION.findall(template):
+        _stages(action)
+    if "{{" in _ACTION.sub("", template):
+        raise InvalidInput("template: unclosed action", hint="write {{.Name}}, or json")
 
 
 def fields(template: str) -> list[str]:

@@ -10,6 +10,7 @@ import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.image_upkeep import confirmed, print_pruned
+from wherry.cli.lazy import PlainGroup
 from wherry.cli.output import print_rows
 from wherry.cli.ps import row
 from wherry.cli.system import info_command
@@ -47,7 +48,7 @@ _VOLUME_COLUMNS = {"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}
 _SHORT_ID = 12
 
 
-@click.group("system")
+@click.group("system", cls=PlainGroup)
 def system_command() -> None:
     """Show what takes disk space, and free it."""
 

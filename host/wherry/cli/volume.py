@@ -9,13 +9,14 @@ import click
 
 from wherry.cli.app import App, pass_app
 from wherry.cli.containers import each, parse_filters
+from wherry.cli.lazy import PlainGroup
 from wherry.cli.output import print_objects, print_rows
 from wherry.units import human_size
 
 _COLUMNS = {"Driver": "DRIVER", "Name": "VOLUME NAME"}
 
 
-@click.group("volume")
+@click.group("volume", cls=PlainGroup)
 def volume_command() -> None:
     """Manage volumes: directories that outlive containers."""
 

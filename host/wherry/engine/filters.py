@@ -13,6 +13,9 @@ from wherry.errors import InvalidInput, NotImplementedYet
 
 Filters = Mapping[str, Sequence[str]]
 
+_KNOWN = (
+    "ancestor", "before", "exited", "health", "id", "label", "name", "since", "status", "volume",
+)  # fmt: skip
 _LATER = ("expose", "is-task", "isolation", "network", "publish")
 SHOW_STOPPED = ("status", "exited", "before", "since")
 """Filters that ask for stopped containers too, without `all`."""
@@ -62,7 +65,7 @@ def _test(
     if name == "since":
         oldest = max(find(value).created_ns for value in values)
         return lambda container: container.created_ns > oldest
-    raise InvalidInput(f"invalid filter '{name}'")
+    raise InvalidInput(f"invalid filter '{name}'", hint=f"known: {', '.join(_KNOWN)}")
 
 
 def _search(pattern: str, text: str) -> bool:

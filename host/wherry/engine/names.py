@@ -98,4 +98,4 @@ def find(ref: str, by_id: Mapping[str, _T], by_name: Mapping[str, str]) -> _T:
             )
         if matches:
             return by_id[matches[0]]
-    raise NotFound(f"No such container: {ref}")
+    raise NotFound(f"No such container: {ref}", hint="list them: wherry ps --all")
