@@ -19,6 +19,7 @@ from typing import Any
 
 import needs
 import pytest
+from harness import eventually
 
 from wherry_guest.core.plan import Layout
 from wherry_guest.zygote import Exited, Kept, Message, Rootfs, SpawnFailed, Started, Zygote
@@ -197,6 +198,24 @@ class Machine:
             if not poller.poll(max(0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError(f"waited {DEADLINE} s for {what}")
             self.inbox += self.zygote.receive()
+
+    def settle(self) -> None:
+        """Until the mounts of all that have ended are gone, for who counts what is left."""
+        eventually("no more than one cradle", lambda: len(self.cradles()) <= 1)
+
+    def cradles(self) -> list[int]:
+        """The cradle, and the processes that mounts end with."""
+        found = []
+        for pid in self.children():
+            with contextlib.suppress(OSError):  # it has just ended
+                if Path(f"/proc/{pid}/cmdline").read_bytes() in (b"wherry-cradle\0", b""):
+                    found.append(pid)  # a process that is not reaped yet has no command line
+        return found
+
+    def children(self) -> list[int]:
+        """PID 1's."""
+        pid = self.process.pid
+        return [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def kept(self) -> Kept:
         self.zygote.fetch()

@@ -82,11 +82,13 @@ def test_only_stdio_is_open(machine: Machine) -> None:
 def test_no_descriptor_of_pid_1_leaks_over_many_starts(machine: Machine) -> None:
     fds = Path(f"/proc/{machine.process.pid}/fd")
     machine.run("true")
+    machine.settle()
     before = len(list(fds.iterdir()))
     for _ in range(10):
         machine.run("true")
         with pytest.raises(StartFailed):
             machine.start(machine.spec("no-such-command"))
+    machine.settle()
     assert len(list(fds.iterdir())) == before
 
 
@@ -459,6 +461,7 @@ def test_path_lookup_is_along_the_containers_own_path(machine: Machine) -> None:
 
 def leftovers(machine: Machine) -> tuple[set[str], str, list[str]]:
     """Cgroups, the mounts of PID 1's process, and its children."""
+    machine.settle()
     cgroups = {path.name for path in machine.cgroups.iterdir() if path.is_dir()}
     pid = machine.process.pid
     table = Path(f"/proc/{pid}/mounts").read_text()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import needs
 import pytest
-from containers_harness import DEADLINE, Machine, Running, StartFailed, open_machine, read_until
+from containers_harness import Machine, Running, StartFailed, open_machine, read_until
+from harness import eventually
 
 from wherry_guest.core.cradle import AARCH64, X86_64, program
 from wherry_guest.core.flat import BASE, SIZE
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.guest
 
 LOOK = r"""
 cat /proc/self/mountinfo | cut -d' ' -f4- | sed 's/upperdir=[^,]*//; s/workdir=[^,]*//'
-grep -vE '^(Pid|Tgid|NS|Vm|Rss|voluntary|nonvoluntary|Cpus|Mems)' /proc/self/status
+grep -vE '^(Pid|Tgid|NS|Vm|Rss|SigQ|voluntary|nonvoluntary|Cpus|Mems)' /proc/self/status
 cat /proc/self/limits /proc/self/oom_score_adj /proc/self/cgroup /proc/self/personality
 ls -ln /dev /dev/pts /dev/fd/ | sed 's/ [A-Z][a-z][a-z] .*:[0-9][0-9] / /; s/\[[0-9]*\]//'
 id; pwd; env | sort; hostname; umask; tty; cat /proc/self/stat | cut -d' ' -f4-8; ip addr show lo
@@ -47,14 +47,8 @@ def flat_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 def cradle_of(machine: Machine) -> int:
     """The pid of the cradle, which may be just coming up."""
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        for child in Path(f"/proc/{machine.process.pid}/task").glob("*/children"):
-            for pid in child.read_text().split():
-                if Path(f"/proc/{pid}/cmdline").read_text() == "wherry-cradle\0":
-                    return int(pid)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {DEADLINE} s for the cradle")
+    eventually("the cradle is the only one", lambda: len(machine.cradles()) == 1)
+    return machine.cradles()[0]
 
 
 @pytest.mark.parametrize(
@@ -236,8 +230,9 @@ def test_a_cradle_that_was_killed_is_replaced(machine: Machine) -> None:
     machine.run("true")
     first = cradle_of(machine)
     os.kill(first, signal.SIGKILL)
-    for _ in range(3):
-        assert machine.run("echo", "still").stdout == "still\n"
+    for number in range(3):
+        result = machine.run("echo", str(number))
+        assert (result.exit_code, result.stdout) == (0, f"{number}\n"), result
     second = cradle_of(machine)
     assert second != first
     assert machine.run("echo", "again").stdout == "again\n"
@@ -277,12 +272,46 @@ def test_the_cradles_own_file_cannot_be_written(machine: Machine) -> None:
 
 def test_pid_1_keeps_no_descriptors_of_those_who_ended_or_failed(machine: Machine) -> None:
     machine.run("true")
-    before = descriptors(machine.process.pid)
+    machine.settle()
+    before = len(descriptors(machine.process.pid))
     for _ in range(20):
         machine.run("true")
         with pytest.raises(StartFailed):
             machine.start(machine.spec("nope"))
-    assert descriptors(machine.process.pid) == before
+    machine.settle()
+    assert len(descriptors(machine.process.pid)) == before
+
+
+def test_a_container_is_started_again_when_its_mounts_have_ended(machine: Machine) -> None:
+    def warnings() -> int:
+        """An overlay on a directory that another one writes to."""
+        log = subprocess.run(["dmesg"], capture_output=True, text=True, check=False).stdout
+        return log.count("is in-use as upperdir")
+
+    before, key = warnings(), machine.new_key()
+    rootfs = machine.rootfs(key)
+    spec = machine.spec("sh", "-c", "cat /count; echo x >> /count")
+    for round in range(5):
+        result = machine.finish(machine.start(spec, key=key, rootfs=rootfs))
+        assert result.stdout == "x\n" * round
+    assert warnings() == before
+
+
+def test_mounts_end_with_their_container(machine: Machine) -> None:
+    def mount_namespaces() -> int:
+        links = {
+            str(link.readlink()) for link in Path("/proc").glob("[0-9]*/ns/mnt") if link.exists()
+        }
+        return len(links)
+
+    machine.run("true")
+    cradle_of(machine)
+    before = mount_namespaces()
+    running = machine.start(machine.spec("sleep", "1000"))
+    finish(machine, running)
+    machine.settle()
+    assert len(machine.children()) == 2  # the agent and the cradle
+    assert mount_namespaces() <= before
 
 
 def descriptors(pid: int) -> list[str]:

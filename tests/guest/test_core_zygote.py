@@ -206,11 +206,13 @@ def test_terminal_belongs_to_the_user(machine: Machine) -> None:
 def test_a_failed_start_with_a_terminal_reports_and_keeps_nothing(machine: Machine) -> None:
     fds = Path(f"/proc/{machine.process.pid}/fd")
     machine.run("true")  # what was forgotten before is closed when this is answered
+    machine.settle()
     before = len(list(fds.iterdir()))
     with pytest.raises(StartFailed) as failure:
         machine.start(machine.spec("nope"), tty=True)
     assert failure.value.report.exit_code == 127
     machine.run("true")
+    machine.settle()
     assert len(list(fds.iterdir())) == before
 
 

@@ -15,8 +15,8 @@ from test_core_plan import LAYOUT, ROOTFS, SPEC
 from wherry_guest.core import flat_mounts, flat_process, flat_user
 from wherry_guest.core import plan as plan_module
 from wherry_guest.core.flat import BASE, NotFlat
-from wherry_guest.core.flat_making import Descriptors
-from wherry_guest.core.flatten import Flattened, flatten
+from wherry_guest.core.flat_making import FIRST, MOUNTS, Descriptors
+from wherry_guest.core.flatten import Flattened, burial, flatten
 from wherry_guest.core.plan import Options, container_plan, exec_plan
 from wherry_guest.core.seccomp import Filter
 from wherry_guest.core.spec import User, parse_process, parse_spec
@@ -87,7 +87,7 @@ class World:
         return 0
 
     def _answer_question(self, machine: FlatMachine, call: Call) -> int:
-        [message] = machine.named("sendmsg")
+        message = machine.named("sendmsg")[-1]
         vectors = machine.word(message.args[1] + 16)
         question = b""
         for index in range(3):
@@ -167,6 +167,28 @@ def test_no_descriptor_of_the_machines_directories_is_open_in_the_containers_roo
     assert ("close", 3) in names_before
 
 
+def test_the_mount_namespace_is_sent_before_the_root_is_entered() -> None:
+    machine = run(spec(process__env=["HOME=/", "PATH=/bin"], process__user={"uid": 5}), World())
+    names = machine.names()
+    [message] = machine.named("sendmsg")
+    assert said(machine, message) == MOUNTS
+    assert names.index("unshare") < names.index("sendmsg") < names.index("pivot_root")
+    rights = machine.word(message.args[1] + 32)
+    opened = next(call for call in machine.named("openat") if call.texts[1] == "/proc/self/ns/mnt")
+    assert machine.word(rights + 16) == 100 + machine.calls.index(opened) + 1
+
+
+def test_a_burial_holds_what_it_was_given_until_it_is_let_go() -> None:
+    machine = FlatMachine(burial("x86_64"))
+    assert machine.run() == "exit"
+    assert machine.names() == ["clone3", "close", "recvfrom", "exit_group"]
+    machine = FlatMachine(burial("x86_64"), parent=True)
+    assert machine.run() == "end"
+    assert [(call.name, call.args[0]) for call in machine.calls[1:]] == [
+        ("close", FIRST), ("sendto", 3),
+    ]  # fmt: skip
+
+
 def test_targets_are_the_containers() -> None:
     machine = run(spec(), World())
     mounts = [(call.texts[1], call.texts[2]) for call in machine.named("mount") if call.texts[1]]
@@ -199,6 +221,13 @@ def test_a_named_user_is_asked_for_and_becomes_who_the_answer_says() -> None:
     assert environment(machine)[-1] == "HOME=/srv"
 
 
+def said(machine: FlatMachine, message: Call) -> bytes:
+    """The first part of what a `sendmsg` has said."""
+    vectors = machine.word(message.args[1] + 16)
+    start, size = machine.word(vectors) - BASE, machine.word(vectors + 8)
+    return bytes(machine.memory[start : start + size])
+
+
 def environment(machine: FlatMachine) -> list[str]:
     [call] = machine.named("execve")
     found = []
@@ -212,7 +241,7 @@ def environment(machine: FlatMachine) -> list[str]:
 def test_roots_home_is_in_the_first_line() -> None:
     machine = run(spec(process__user={"uid": 0, "gid": 0}), World())
     assert environment(machine) == ["PATH=/bin", "HOME=/root"]
-    assert not machine.named("sendmsg")
+    assert [said(machine, call) for call in machine.named("sendmsg")] == [MOUNTS]
 
 
 def test_roots_home_is_asked_for_where_the_first_line_is_another() -> None:

@@ -63,6 +63,15 @@ def remove(kernel: Kernel, directory: str) -> bool:
     return True
 
 
+def is_empty(kernel: Kernel, directory: str) -> bool:
+    """Whether no process is in it."""
+    fd = kernel.open(f"{directory}/cgroup.procs", os.O_RDONLY)
+    try:
+        return not kernel.read(fd, 64)
+    finally:
+        kernel.close(fd)
+
+
 def kill(kernel: Kernel, directory: str) -> None:
     """SIGKILL to every process in the cgroup and below it (cgroup.kill)."""
     kernel.write(f"{directory}/cgroup.kill", "1")

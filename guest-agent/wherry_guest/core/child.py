@@ -32,6 +32,7 @@ _ENDING: Final = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"
 _BEGIN: Final = "set the container up"
 _LAST_FD: Final = 2**32 - 1  # close_range(2): ~0U
 _MAX_MESSAGE: Final = 4000
+TERMINAL: Final = b'{"terminal": true}'
 _MAX_ANSWER: Final = 4096
 
 _os: Final[Any] = os
@@ -67,7 +68,7 @@ class Status:
         self._socket.send(json.dumps(message).encode())
 
     def _send_terminal(self, master: int) -> None:
-        _socket.send_fds(self._socket, [b'{"terminal": true}'], [master])
+        _socket.send_fds(self._socket, [TERMINAL], [master])
 
     def _ask(self, request: str) -> None:
         self.send({"ask": request})

@@ -194,7 +194,7 @@ class Flat:
         rest = (0, 0, 0, 0, 0, 0 if otherwise is None else otherwise)
         self._append(CHECK, where, mask, value, *rest)
 
-    def copy(self, target: Data, source: Data) -> None:
+    def copy(self, target: Data, source: Data | int) -> None:
         self._append(COPY, target, source)
 
     def keep(self, result: Result, place: Data | None = None) -> Data:

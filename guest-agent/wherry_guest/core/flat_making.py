@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FIRST: Final = 4
 """The number of the first descriptor that comes with a message: 3 is the cradle's own."""
 
+MOUNTS: Final = b"mounts"
+"""What a program says when it sends PID 1 its mount namespace."""
+
 # asm-generic/fcntl.h
 O_RDONLY: Final = 0
 O_WRONLY: Final = 1
@@ -43,6 +46,9 @@ _NOFOLLOW: Final[Mapping[str, int]] = {"x86_64": 0o400000, "aarch64": 0o100000}
 """O_DIRECTORY and O_NOFOLLOW: asm-generic/fcntl.h, and arch/arm64's."""
 
 _MOVE_MOUNT_T_SYMLINKS: Final = 0x10  # uapi/linux/mount.h
+_CMSG: Final = struct.Struct("<QiiQ")  # struct cmsghdr, linux/socket.h, with one descriptor
+_SOL_SOCKET: Final = 1
+_SCM_RIGHTS: Final = 1
 MSG_NOSIGNAL: Final = 0x4000  # linux/socket.h
 MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
 
@@ -190,6 +196,21 @@ class Making:
         empty = path == flat.text("")
         flags = (AT_RECURSIVE if recursive else 0) | (AT_EMPTY_PATH if empty else 0)
         flat.call("mount_setattr", fd, path, flags, attr, 32)
+
+    def send_descriptor(self, fd: Result, words: bytes) -> None:
+        """Give PID 1 a duplicate of a descriptor, with these words."""
+        flat = self.flat
+        rights = flat.data(_CMSG.pack(20, _SOL_SOCKET, _SCM_RIGHTS, 0))
+        if fd.place is None:
+            flat.keep(fd, rights.at(16))
+        else:
+            flat.copy(rights.at(16), fd.place)
+        vector = flat.data(struct.pack("<QQ", 0, len(words)))  # struct iovec
+        flat.point(vector, flat.data(words))
+        message = flat.data(struct.pack("<QQQQQQQ", 0, 0, 0, 1, 0, _CMSG.size, 0))  # struct msghdr
+        flat.point(message.at(16), vector)
+        flat.point(message.at(32), rights)
+        flat.call("sendmsg", self.fds.status, message, MSG_NOSIGNAL)
 
     def attach(self, tree: Argument, target: str) -> None:
         """Put a detached mount at `target`, whose last part may be a link."""

@@ -11,7 +11,15 @@ from typing import Any, Final
 from wherry_guest.core import syscalls
 from wherry_guest.core.devices import TYPES, MakeDevice, MakeLink
 from wherry_guest.core.flat import Label, NotFlat, Result, encoded
-from wherry_guest.core.flat_making import MISSING, O_CREAT, O_EXCL, O_RDONLY, O_WRONLY, Making
+from wherry_guest.core.flat_making import (
+    MISSING,
+    MOUNTS,
+    O_CREAT,
+    O_EXCL,
+    O_RDONLY,
+    O_WRONLY,
+    Making,
+)
 from wherry_guest.core.masks import NULL, MaskPath, ReadonlyPath
 from wherry_guest.core.mount_options import PROPAGATION, attributes
 from wherry_guest.core.mounts import (
@@ -49,6 +57,12 @@ def join_namespace(making: Making, step: JoinNamespace) -> None:
 
 def new_namespaces(making: Making, step: NewNamespaces) -> None:
     making.flat.call("unshare", sum(FLAGS[kind] for kind in step.kinds))
+    if "mount" in step.kinds:  # for PID 1, so that their end is not this process's business
+        mounts = making.open(making.flat.text("/proc/self/ns/mnt"), O_RDONLY)
+        making.send_descriptor(mounts, MOUNTS)
+        held = Result()
+        held.place = mounts.place
+        making.close(held)
 
 
 def loopback_up(making: Making, step: LoopbackUp) -> None:

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from wherry_guest.core import syscalls, tty
 from wherry_guest.core.capabilities import NAMES, DropBounding, SetCapabilities
+from wherry_guest.core.child import TERMINAL
 from wherry_guest.core.flat import Data, Label, NotFlat, Result
 from wherry_guest.core.flat_making import (
     MISSING,
-    MSG_NOSIGNAL,
     O_CREAT,
     O_EXCL,
     O_NOCTTY,
@@ -46,9 +46,6 @@ _AT_EACCESS: Final = 0x200  # uapi/linux/fcntl.h
 _X_OK: Final = 1
 _REGULAR: Final = 0o100000  # S_IFREG, uapi/linux/stat.h
 _GETCWD: Final = 4096
-_CMSG: Final = struct.Struct("<QiiQ")  # struct cmsghdr, linux/socket.h, with one descriptor
-_SOL_SOCKET: Final = 1
-_SCM_RIGHTS: Final = 1
 
 
 def set_oom_score(making: Making, step: SetOomScore) -> None:
@@ -213,21 +210,13 @@ def open_terminal(making: Making, step: OpenTerminal) -> None:
     flat = making.flat
     flags = O_RDWR | O_NOCTTY
     master = making.open(flat.text("/dev/pts/ptmx"), flags | making.nofollow)
-    rights = flat.data(_CMSG.pack(20, _SOL_SOCKET, _SCM_RIGHTS, 0))
-    flat.keep(master, rights.at(16))
     making.statx(master)
     making.check_device(*tty.PTMX)
     flat.call("ioctl", master, tty.TIOCSPTLCK, flat.data(bytes(8)))
     slave = flat.call("ioctl", master, tty.TIOCGPTPEER, flags | syscalls.OPEN_TREE_CLOEXEC)
     if step.size is not None:
         flat.call("ioctl", master, tty.TIOCSWINSZ, flat.data(window_size(*step.size)))
-    words = b'{"terminal": true}'
-    vector = flat.data(struct.pack("<QQ", 0, len(words)))  # struct iovec
-    flat.point(vector, flat.data(words))
-    message = flat.data(struct.pack("<QQQQQQQ", 0, 0, 0, 1, 0, _CMSG.size, 0))  # struct msghdr
-    flat.point(message.at(16), vector)
-    flat.point(message.at(32), rights)
-    flat.call("sendmsg", making.fds.status, message, MSG_NOSIGNAL)
+    making.send_descriptor(master, TERMINAL)
     making.close(master)
     making.terminal = slave
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wherry_guest.core import flat_mounts, flat_process, flat_user
 from wherry_guest.core.flat import BASE, Flat, Image, Label, NotFlat
 from wherry_guest.core.flat_making import (
+    FIRST,
     MSG_NOSIGNAL,
     O_RDONLY,
     O_RDWR,
@@ -99,6 +100,29 @@ def flatten(plan: Plan, fds: Descriptors, architecture: str) -> Flattened:
     flat.call("sendto", CONTROL, BASE, FAILURE_BYTES, MSG_NOSIGNAL, 0, 0)
     flat.end()
     return Flattened(flat.image(), tuple(making.variables))
+
+
+def burial(architecture: str) -> bytes:
+    """The program of a process that holds a descriptor until the other one, a socket, ends."""
+    flat = Flat(architecture)
+    failed, parent = Label(), Label()
+    held, leash = FIRST, FIRST + 1
+    flat.handler(failed)
+    arguments = struct.pack("<11Q", CLONE_PARENT, *[0] * 10)  # struct clone_args
+    pid = flat.keep(flat.call("clone3", flat.data(arguments), _CLONE_ARGS))
+    flat.handler(None)
+    flat.check(pid, 0xFFFFFFFF, 0, parent)
+    flat.call("close", CONTROL)
+    flat.call("recvfrom", leash, flat.scratch(8), 8, 0, 0, 0)
+    flat.call("exit_group", 0)
+    flat.place(parent)
+    flat.call("close", held)  # or it would end with the cradle's
+    flat.call("sendto", CONTROL, pid, PID_BYTES, MSG_NOSIGNAL, 0, 0)
+    flat.end()
+    flat.place(failed)
+    flat.call("sendto", CONTROL, BASE, FAILURE_BYTES, MSG_NOSIGNAL, 0, 0)
+    flat.end()
+    return flat.image().memory
 
 
 def _add(making: Making, step: Step) -> None:

@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core import cgroups, flat_user
+from wherry_guest.core.burials import Burial, Burials
 from wherry_guest.core.cradle import Cradle
 from wherry_guest.core.devices import DevicePrograms, FilterDevices
 from wherry_guest.core.fields import SpecError
+from wherry_guest.core.flat_making import MOUNTS
 from wherry_guest.core.launch import Descriptors, launch
 from wherry_guest.core.plan import Layout
 from wherry_guest.core.spec import User
@@ -67,6 +69,7 @@ class Child:
     Args:
         pid: 0 while only its midwife, or the cradle, knows it.
         new_cgroup: the directory that a failed start must remove.
+        mounts: its mount namespace, held so that its end is not the process's.
         traits: of a container's first process.
         request: while a flat program makes it: what a fork would need.
     """
@@ -77,6 +80,7 @@ class Child:
     new_cgroup: str | None
     started_ns: int = 0
     terminal: int | None = None
+    mounts: int | None = None
     failure: dict[str, Any] | None = None
     ended: tuple[int, int] | None = None  # (wait status, time_ns)
     midwife: int = 0
@@ -99,17 +103,19 @@ class Nursery:
     unwatch: Callable[[int], None]
     own_pid_namespace: int
     children: dict[str, Child] = field(default_factory=dict)
-    _unborn: deque[Child] = field(default_factory=deque)
+    _unborn: deque[Child | Burial] = field(default_factory=deque)
     _unclaimed: dict[int, tuple[int, int]] = field(default_factory=dict)
     _programs: DevicePrograms = field(default_factory=DevicePrograms)
     _by_pid: dict[int, Child] = field(default_factory=dict)
     _by_status: dict[int, Child] = field(default_factory=dict)
     _cradle: Cradle = field(init=False)
     _starts: Starts = field(init=False)
+    _burials: Burials = field(init=False)
 
     def __post_init__(self) -> None:
         self._cradle = Cradle(self.kernel)
         self._starts = Starts(self.layout, self._cradle.architecture)
+        self._burials = Burials(self._cradle)
 
     def prepare(self) -> None:
         """Make the cradle. OSError: there will be none now, and forks do all."""
@@ -123,8 +129,13 @@ class Nursery:
 
     def spawn(self, packet: Packet) -> None:
         """Start a container; the answer is an event."""
-        if not self._refuse_taken(packet.header["key"]):
-            self._spawn(Request(packet.header, packet.body, packet.fds))
+        if self._refuse_taken(packet.header["key"]):
+            return
+        request = Request(packet.header, packet.body, packet.fds)
+        if (burial := self._burials.of(packet.header["key"])) is None:
+            self._spawn(request)
+        else:
+            burial.waiting.append(_keeping(request))
 
     def _spawn(self, request: Request) -> None:
         header = request.header
@@ -210,6 +221,8 @@ class Nursery:
                 self._close_status(child)
                 if child.failure is None:
                     self._has_started(child)
+            elif fds and data == MOUNTS:
+                child.mounts = fds[0]
             elif fds:
                 child.terminal = fds[0]
             elif child.request is not None:
@@ -224,6 +237,9 @@ class Nursery:
         """Take note of a wait status; False when the process is none of ours (an orphan)."""
         if pid == self._cradle.pid:
             self._cradle_ended()
+            return True
+        if (burial := self._burials.reaped(pid)) is not None:
+            self._buried(burial)
             return True
         child = self._by_pid.pop(pid, None) or self._born_unheard(pid)
         if child is None:
@@ -247,6 +263,7 @@ class Nursery:
         else:
             child.ended = (status, now)
             self._emit_exited(child)
+            self._bury(child)
 
     def _born_unheard(self, pid: int) -> Child | None:
         """A process that ended before its midwife's or the cradle's word about it was read."""
@@ -327,13 +344,15 @@ class Nursery:
             if not self._cradle.send(program, [*request.fds, theirs.fileno(), *more]):
                 ours.close()
                 return None
-        request.fds, given = list(request.fds), request.fds
-        given.clear()  # whoever gave them would close them
+        _keeping(request)
         return ours
 
     def _hear_births(self) -> None:
         for pid in self._cradle.births():
             child = self._unborn.popleft()
+            if isinstance(child, Burial):
+                self._burials.born(child, pid) if pid else self._buried(child)
+                continue
             if not pid:
                 self._again(child, child.request)
                 continue
@@ -361,10 +380,29 @@ class Nursery:
         self._drop(child)
         assert request is not None
         request.again = True
+        if (burial := self._burials.of(child.key)) is not None:
+            burial.waiting.append(request)
+        else:
+            self._now(request)
+
+    def _now(self, request: Request) -> None:
         try:
             (self._exec if "target" in request.header else self._spawn)(request)
         finally:
             _close_all(request.fds)
+
+    def _bury(self, child: Child) -> None:
+        """Let its mounts end, if we hold them."""
+        if child.mounts is None:
+            return
+        burial = self._burials.begin(child.key, child.mounts)
+        child.mounts = None
+        if burial is not None:
+            self._unborn.append(burial)
+
+    def _buried(self, burial: Burial) -> None:
+        for request in self._burials.ended(burial):
+            self._now(request)
 
     def _give_up(self, child: Child) -> None:
         self._close_status(child)
@@ -376,6 +414,8 @@ class Nursery:
     def _has_started(self, child: Child) -> None:
         if not child.pid:
             self._hear_births()  # it was said before the status socket's other end was closed
+        if not child.pid:
+            return  # the cradle has died, with the other end: that is heard next
         child.started_ns = time.time_ns()
         if child.request is not None:
             _close_all(child.request.fds)
@@ -390,12 +430,17 @@ class Nursery:
         self._cradle.ended()
         unborn, self._unborn = self._unborn, deque()
         for child in unborn:
+            if isinstance(child, Burial):
+                self._buried(child)
+                continue
             # It may have made the process, and not said so: none may run twice.
             if child.new_cgroup is None:
                 self._give_up(child)
+            elif cgroups.is_empty(self.kernel, child.new_cgroup):
+                self._again(child, child.request)
             else:
                 cgroups.kill(self.kernel, child.new_cgroup)
-                self._again(child, child.request)
+                self._give_up(child)
         if useful:  # else the next one would do no better
             self.prepare()
 
@@ -417,6 +462,7 @@ class Nursery:
         del self.children[child.key]
         if child.terminal is not None:
             self.kernel.close(child.terminal)
+        self._bury(child)
 
     def _emit_started(self, child: Child) -> None:
         header = {"event": "started", "key": child.key, "pid": child.pid}
@@ -441,6 +487,13 @@ class Nursery:
             number, message = error.errno or 0, f"{step}: {error.strerror}"
         report = {"step": step, "errno": number, "exit_code": SETUP_FAILED, "message": message}
         self.emit({"event": "failed", "key": key, **report}, ())
+
+
+def _keeping(request: Request) -> Request:
+    """Whoever gave the descriptors would close them: from now on they are the request's."""
+    request.fds, given = list(request.fds), request.fds
+    given.clear()
+    return request
 
 
 def _close_all(fds: list[int]) -> None:
