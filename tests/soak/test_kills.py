@@ -26,6 +26,7 @@ from faults import (
     kill_qemu,
 )
 from harness import Wherry, eventually
+from soak_table import record
 
 LONG = os.environ.get("WHERRY_SOAK") == "1"
 ROUNDS = 40 if LONG else 1
@@ -71,7 +72,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged(
     print(f"seed {seed}")
     for _ in range(ROUNDS):
         _round(wherry, ledger, bystander, victim, moments)
-    print(f"{victim}: {ROUNDS} kills, {ledger.check()} lines")
+    record(f"kill -9: {victim}", ROUNDS, f"{ledger.check()} acknowledged lines, none lost")
 
 
 def _round(

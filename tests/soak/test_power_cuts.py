@@ -19,6 +19,7 @@ import pytest
 from disks import fail_power, failing_disk, power_on
 from faults import BUSYBOX, Ledger, container_state, new_home, qemu_of
 from harness import Wherry, eventually
+from soak_table import record
 
 from wherry.osutil import is_alive, kill
 
@@ -94,7 +95,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
     with Ledger(wherry, "ledger") as ledger:
         for number in range(ROUNDS):
             _round(wherry, image, ledger, number, moments.uniform(0.3, 3.0))
-        print(f"{ROUNDS} power cuts, {ledger.check()} lines")
+        record("power cuts", ROUNDS, f"{ledger.check()} acknowledged lines, none lost")
 
 
 def _round(wherry: Wherry, image: Path, ledger: Ledger, number: int, seconds: float) -> None:
