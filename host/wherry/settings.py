@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wherry.errors import InvalidInput
+from wherry.units import parse_duration
 
 _ENVIRONMENT = {
     "debian_mirror": "WHERRY_DEBIAN_MIRROR",
@@ -24,6 +25,9 @@ _ENVIRONMENT = {
 _CHOICES = {"userns": ("host", "private")}
 _NUMBERS = ("cpus", "memory_mib", "disk_gib", "image_limit_gib")
 _FLAGS = ("template",)
+_DURATIONS = ("idle_stop",)
+_SHORTEST = 10.0
+"""Seconds: less would put a machine aside between two commands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Settings:
         image_limit_gib: how much a layer, or an archive of images, may unpack to.
         cpus, memory_mib, disk_gib: the size of a new machine; 0: chosen from the host's.
         template: whether a start may restore a saved machine, and machines are saved for that.
+        idle_stop: seconds after which a machine in which nothing runs is put aside (`10m` in the
+            file); 0: never.
         userns: the user namespace of containers that do not say: `host` (none), or `private`.
     """
 
@@ -57,6 +63,7 @@ class Settings:
     memory_mib: int = 0
     disk_gib: int = 64
     template: bool = True
+    idle_stop: float = 0.0
     userns: str = "host"
 
 
@@ -106,12 +113,29 @@ def _checked(file: Path, key: str, value: object) -> object:
         if isinstance(value, dict) and _all_text([*value, *value.values()]):
             return tuple(value.items())
         raise InvalidInput(f"{file}: {key} must map hosts to files")
+    if key in _DURATIONS:
+        return _duration(file, key, value)
     wanted: type = int if key in _NUMBERS else bool if key in _FLAGS else str
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InvalidInput(f"{file}: {key} must be of type {wanted.__name__}")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise InvalidInput(f"{file}: {key} must be one of {', '.join(_CHOICES[key])}")
     return value
+
+
+def _duration(file: Path, key: str, value: object) -> float:
+    """Seconds of `10m`; 0 and `false` are never."""
+    if value in (0, False, "0"):
+        return 0.0
+    try:
+        seconds = parse_duration(value) / 1e9 if isinstance(value, str) else 0.0
+    except InvalidInput:
+        seconds = 0.0
+    if seconds < _SHORTEST:
+        raise InvalidInput(
+            f"{file}: {key} must be a duration of at least {_SHORTEST:g}s", hint="as in 10m"
+        )
+    return seconds
 
 
 def _mirrors(file: Path, value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -484,6 +484,7 @@ class FakeMachine:
     def __init__(
         self, agent: FakeAgent, *, alive: bool = False, busybox: Path | None = None
     ) -> None:
+        self.name = "default"
         self.agent = agent
         self.alive = alive
         self.link: FakeLink | None = None

@@ -133,12 +133,16 @@ def engine() -> SimpleNamespace:
     async def with_fresh_health(ref: str) -> Container:
         return containers.get(ref)
 
+    async def wake_for(_what: str) -> None:
+        return
+
     return SimpleNamespace(
         containers=containers,
         events=FakeEvents(),
         volumes=volumes,
         lives=SimpleNamespace(with_fresh_health=with_fresh_health),
         presence=SimpleNamespace(working=lambda _what: nullcontext()),
+        idle=SimpleNamespace(wake_for=wake_for),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _time: Final[Any] = time
 
 NFT_RULES: Final = Path("/etc/wherry/nftables.conf")
 NFT_TIMEOUT: Final = 30.0
+MODULE_TIMEOUT: Final = 30.0
 INTERFACE: Final = "eth0"
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
@@ -175,6 +177,8 @@ class System:
         await _settled(network)
         await _settled(disk)
         network.result()
+        if wanted.balloon:
+            run(self._load_balloon())
         answer = {"disk": disk.result(), "timings": phases.timings}
         write_atomically(self._paths.setup, json.dumps(answer))
         return answer
@@ -184,6 +188,12 @@ class System:
             return await mount_data_disk(
                 self._loop, self._kernel, wanted.disk_serial, self._paths.data
             )
+
+    async def _load_balloon(self) -> None:
+        """The kernel tells the host of memory that it does not use; nobody has to wait for that."""
+        finished = await run_program(self._loop, ("modprobe", "virtio_balloon"), MODULE_TIMEOUT)
+        if finished.code:
+            sys.stderr.write(f"wherry: agent: no memory goes back: {finished.complaint}\n")
 
     async def _network(self, wanted: _Setup, phases: _Phases) -> None:
         """First the rules, then the address: at no moment is the host's loopback open."""
@@ -214,6 +224,7 @@ class _Setup:
         self.disk_serial = params.text("disk_serial")
         self.time_ns = params.number("time_ns")
         self.hostname = params.text("hostname")
+        self.balloon = params.flag("balloon")
         self.entropy = _entropy(params)
         self.machine_id = renew.checked_machine_id(params.optional_text("machine_id"))
         network = params.optional_mapping("network")

@@ -1,4 +1,4 @@
-"""Routes of the machine's snapshots, under /wherry/v1/machine/snapshots."""
+"""Routes of the machine's snapshots, under /wherry/v1/machine/snapshots; and its disk, trimmed."""
 
 from __future__ import annotations
 
@@ -39,9 +39,15 @@ async def remove(engine: Engine, request: Request) -> Response:
     return Response(204)
 
 
+async def trim(engine: Engine, _request: Request) -> Response:
+    """Give back to the host what the guest has deleted: {"bytes"}."""
+    return json_response({"bytes": await engine.trims.now()})
+
+
 TABLE: list[Route] = [
     ("GET", "/wherry/v1/machine/snapshots", ls),
     ("POST", "/wherry/v1/machine/snapshots", save),
     ("POST", "/wherry/v1/machine/snapshots/{name}/restore", restore),
     ("DELETE", "/wherry/v1/machine/snapshots/{name}", remove),
+    ("POST", "/wherry/v1/machine/trim", trim),
 ]

@@ -157,6 +157,7 @@ class _Connection:
         try:
             path, version, query = split_target(head.target.decode("latin-1"))
             handler, args = ROUTES.find(head.method.decode("ascii"), path)
+            await self._engine.idle.wake_for(f"{head.method.decode('ascii')} {path}")
             streamed = isinstance(handler, Streamed)
             self._incoming = _Incoming(self._next_event) if streamed else None
             body = b"" if streamed else await self._body()

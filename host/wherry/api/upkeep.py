@@ -23,6 +23,7 @@ _TYPES = ("container", "image", "volume", "build-cache")
 
 async def prune(engine: Engine, request: Request) -> Response:
     pruned = await engine.upkeep.prune(request.filters(), parse_moment)
+    engine.trims.soon()
     return json_response(_pruned(pruned))
 
 

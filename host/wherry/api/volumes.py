@@ -51,6 +51,7 @@ async def prune(engine: Engine, request: Request) -> Response:
     if request.version < (1, 42):  # older clients mean all of them, and cannot say so
         filters.setdefault("all", ["true"])
     names, reclaimed = await engine.volumes.prune(filters)
+    engine.trims.soon()
     answer: dict[str, Any] = {"VolumesDeleted": names, "SpaceReclaimed": reclaimed}
     return json_response(answer)
 

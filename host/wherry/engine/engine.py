@@ -104,8 +104,6 @@ class Engine:
         self.presence = Presence(state, self._registry, machine)
         self.idle = Idle(machine, self._registry, self.presence, settings.idle_stop)
         self._guest = Guest(machine, store)
-        self._clock = GuestClock(machine, self._spawn)
-        self.trims = Trims(self._guest, self._spawn)
         native = native_platform(machine)
         emulators = _emulator_source(home, settings, native.architecture)
         self.emulation = Emulation(machine, emulators, lambda: self._guest_facts)
@@ -121,6 +119,7 @@ class Engine:
         self.distribution = Distribution(store, self.events)
         self.upkeep = Upkeep(store, self.events, self.images)
         self._removals = Removals(state, self._guest, self.images, volumes)
+        self.trims = Trims(self._guest, self._removals, self._spawn)
         self.volumes = Volumes(
             volumes,
             self.events,
@@ -147,9 +146,7 @@ class Engine:
             self.containers, self.snapshots, self.images, packages, home.ingest
         )
         self.cloner = Cloner(home, machine_name, machine, store, state)
-        self.machine_snapshots = MachineSnapshots(
-            home, machine_name, machine, store, state, self.request_reopen
-        )
+        self.machine_snapshots = MachineSnapshots(home, machine, store, state, self.request_reopen)
         self.execs = Execs(state, self._registry, self.events, self._guest, spec_facts)
         self._registry.on_exit = lambda entry: self._guest.release(entry.container)
         self._registry.on_removed = self._container_removed
@@ -282,7 +279,7 @@ class Engine:
             adopt.machine_gone(self._registry, self.execs, GONE_WHILE_AWAY)
         elif any(self._registry.running()):
             self._spawn(self.presence.go_on())
-        self._clock.start()
+        GuestClock(self.machine, self._spawn).start()
         self._spawn(self.idle.watch())
 
     def _link_changed(self, link: LinkPort) -> None:

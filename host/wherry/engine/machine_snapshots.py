@@ -31,14 +31,13 @@ class MachineSnapshots:
     def __init__(
         self,
         home: Home,
-        name: str,
         machine: MachinePort,
         store: StorePort,
         state: State,
         open_anew: Callable[[], None],
     ) -> None:
-        self._name = name
-        self._paths = home.machine(name)
+        self._name = machine.name
+        self._paths = home.machine(machine.name)
         self._machine = machine
         self._store = store
         self._state = state

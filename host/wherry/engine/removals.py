@@ -45,6 +45,11 @@ class Removals:
         for directory in self._state.volume_removals():
             self._schedule_volume(directory)
 
+    async def told(self, seconds: float) -> None:
+        """Wait, not longer than that, until the guest knows of all that is gone."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks.values()), timeout=seconds)
+
     async def close(self) -> None:
         tasks = tuple(self._tasks.values())
         for task in tasks:

@@ -254,7 +254,7 @@ class State:
         ]
 
     def _prune_events(self, added: int) -> None:
-        """In the transaction that added them: what fails here must not look like a failed change."""
+        """In the transaction that added them: a failure here must not look like a failed change."""
         self._since_prune += added
         if self._since_prune >= _PRUNE_EVERY:
             self._since_prune = 0

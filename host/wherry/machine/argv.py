@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ GUEST_DNS = "10.0.2.3"
 """QEMU's user network (docs/system/devices/net.rst)."""
 
 _MEMORY = "ram"
+_BALLOON = "virtio-balloon-pci"
 
 _MACHINE_TYPE = {"amd64": "q35,vmport=off,smbus=off,sata=off", "arm64": "virt,gic-version=max"}
 """What the guest has no driver for is not there to be probed."""
@@ -229,7 +230,12 @@ def _balloon(spec: VmSpec) -> list[str]:
     guest does not use (ram_block_discard_range, softmmu/physmem.c), also into one that others map;
     later ones refuse."""
     assert spec.memory_file is None or not spec.balloon, "a template's memory is nobody's to free"
-    return ["-device", "virtio-balloon-pci,free-page-reporting=on"] if spec.balloon else []
+    return ["-device", f"{_BALLOON},free-page-reporting=on"] if spec.balloon else []
+
+
+def has_balloon(argv: Iterable[str]) -> bool:
+    """Whether a machine of this command line has one."""
+    return any(word.startswith(_BALLOON) for word in argv)
 
 
 def _chardev(name: str, chardevs: Mapping[str, str]) -> list[str]:

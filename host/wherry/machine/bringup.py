@@ -17,7 +17,7 @@ from wherry.errors import AgentError, Conflict, LinkError, MachineError, Storage
 from wherry.link import local_socket, open_link
 from wherry.machine.accel import AccelChoice, choose_accel
 from wherry.machine.adopt import find_running
-from wherry.machine.argv import VmSpec
+from wherry.machine.argv import VmSpec, has_balloon
 from wherry.machine.boot import (
     PHASES,
     Deadlines,
@@ -183,12 +183,19 @@ class Bringup:
             deadlines=self.tools.deadlines,
             endpoints=self.tools.endpoints,
         )
+
+        async def start(spec: VmSpec, image_key: str) -> RunningQemu:
+            self.report(PHASES[0], 0, len(PHASES))
+            vm = await starting(spec, image_key=image_key)
+            self.report("restore", 1, len(PHASES))
+            return vm
+
         found = await resume(
             self.name,
             self.paths,
             asdict(config),
             find_qemu=lambda arch: self.tools.find_qemu(arch, self.settings.qemu),
-            start=lambda spec, image_key: starting(spec, image_key=image_key),
+            start=start,
             open_link=lambda: self._open_link(2 * deadline),
             deadline=deadline,
             notice=self.notice,
@@ -196,7 +203,6 @@ class Bringup:
         if found is None:
             return None
         vm, link = found
-        self.report("restore", 1, len(PHASES))
         try:
             await self._bring_up_to_date(link)
             await tell_guest(link)
@@ -238,7 +244,7 @@ class Bringup:
 
     async def _boot(self, job: _Job) -> tuple[RunningQemu, LinkPort]:
         deadlines = self.tools.deadlines
-        spec = job.spec
+        spec = replace(job.spec, balloon=True)  # its memory is no template's: it can be given back
         if job.config.link == "vsock":
             spec = replace(spec, vsock=await asyncio.to_thread(start_vsock, self.paths))
         vm = await job.start(spec, self.paths)
@@ -251,7 +257,8 @@ class Bringup:
         """From an agent that answers to a machine that is ready."""
         try:
             self.report("disk", PHASES.index("disk"), len(PHASES))
-            await set_up(link, self.name, read_identity(self.paths.machine_id))
+            identity = read_identity(self.paths.machine_id)
+            await set_up(link, self.name, identity, balloon=has_balloon(vm.record.argv))
             await self._fill_disk(link)
             self.report("ready", PHASES.index("ready"), len(PHASES))
             await self._keep_bytecode(link, job.files)

@@ -16,11 +16,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from wherry.errors import Conflict, MachineError
+from wherry.machine.argv import has_balloon
 from wherry.machine.boot import RunningQemu
 from wherry.machine.layers import LayerPool, plugged_layers
 from wherry.machine.pausing import Pauses
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import QemuRecord
+from wherry.machine.saved import can_save
 from wherry.machine.savestate import save_state
 from wherry.machine.snapshot import Board, PluggedLayer
 from wherry.machine.states import Running
@@ -59,7 +61,7 @@ async def capture(
     """
     board = None
     async with layers.still(), pauses.held():
-        await refuse_unsavable(vm.qmp)
+        await refuse_unsavable(vm.qmp, vm.record.accel)
         await vm.qmp.execute("stop")
         try:
             described = await describe(vm)
@@ -101,12 +103,17 @@ async def save_disk(paths: MachinePaths, directory: Path, rows: Callable[[Path],
     rows(directory / paths.state_db.name)
 
 
-async def refuse_unsavable(qmp: Qmp) -> None:
+async def refuse_unsavable(qmp: Qmp, accel: str) -> None:
     """Refuse what cannot be saved before the guest is touched.
 
     Raises:
-        Conflict: it has a device whose state is another process's, or a pipe to one.
+        Conflict: this accelerator saves nothing, or a device's state is another process's.
     """
+    if not can_save(accel):
+        raise Conflict(
+            f"machines cannot be saved while they run on {accel} here",
+            hint="stop it first: then its disk is saved",
+        )
     chardevs = await qmp.execute("query-chardev")
     labels = {str(chardev.get("label")) for chardev in chardevs}
     if labels & {"vhost", "ssh"}:
@@ -134,7 +141,7 @@ async def describe(vm: RunningQemu) -> Board:
             cpus=int(option["-smp"]),
             memory_mib=int(option["-m"]),
             cmdline=option["-append"],
-            balloon=any(word.startswith("virtio-balloon") for word in record.argv),
+            balloon=has_balloon(record.argv),
             host=() if record.accel == "tcg" else tuple(host_facts()),
             layers=tuple(await _layers(qmp)),
             image_key=record.image_key,

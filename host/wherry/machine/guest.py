@@ -63,8 +63,14 @@ async def prepare(link: LinkPort) -> None:
     await link.call("system.prepare", {}, timeout=_SETUP_TIMEOUT)
 
 
-async def set_up(link: LinkPort, hostname: str, identity: Identity) -> dict[str, Any]:
-    """What an agent needs before anything else: clock, entropy, identity, network, data disk."""
+async def set_up(
+    link: LinkPort, hostname: str, identity: Identity, *, balloon: bool = False
+) -> dict[str, Any]:
+    """What an agent needs before anything else: clock, entropy, identity, network, data disk.
+
+    Args:
+        balloon: it has one, by which unused memory goes back to the host.
+    """
     return await link.call(
         "system.setup",
         {
@@ -73,6 +79,7 @@ async def set_up(link: LinkPort, hostname: str, identity: Identity) -> dict[str,
             "entropy": os.urandom(ENTROPY_BYTES).hex(),
             "hostname": hostname,
             "machine_id": identity.machine_id,
+            "balloon": balloon,
             "network": {
                 "address": GUEST_ADDRESS,
                 "gateway": GUEST_GATEWAY,

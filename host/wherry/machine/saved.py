@@ -25,10 +25,15 @@ _ACCELERATORS = ("tcg", "kvm")
 """WHPX blocks migration (target/i386/whpx, whpx_init); of HVF nobody has proven it."""
 
 
+def can_save(accel: str) -> bool:
+    """Whether QEMU's migration works here, with this accelerator."""
+    return sys.platform != "win32" and accel in _ACCELERATORS
+
+
 def can_restore(spec: VmSpec, link: str) -> bool:
     """Whether such machines can be saved: QEMU must be able to (it is not with a vsock device of
     vhost's, whose address would be the saved machine's)."""
-    return sys.platform != "win32" and spec.accel in _ACCELERATORS and link != "vsock"
+    return can_save(spec.accel) and link != "vsock"
 
 
 class SavedMachine:
