@@ -7,13 +7,10 @@ cannot be inherited: there the client waits for it, or for the end of the engine
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,14 +22,13 @@ import h11
 from wherry import __version__, succession
 from wherry.connection import Connection, connect
 from wherry.errors import EngineUnreachable, WherryError
+from wherry.exchange import Exchange, Sender
 from wherry.hung import EngineHung, Guard
 from wherry.paths import Home, MachinePaths
 
-READ_SIZE = 256 * 1024
 _API = "/v1.50"
 _START_DEADLINE = 30.0
 """Seconds that another client may take to start the engine."""
-
 
 _PIPE_POLL_SECONDS = 0.02
 
@@ -62,7 +58,7 @@ class Client:
         self.machine = machine
         self.paths = home.machine(machine)
         self._guard = Guard(self.paths, machine)
-        self._shared: _Http | None = None
+        self._shared: Exchange | None = None
         self._may_replace = True
 
     def close(self) -> None:
@@ -74,7 +70,7 @@ class Client:
     def running(self) -> bool:
         """True when an engine answers; none is started."""
         try:
-            self._shared = self._shared or _Http(connect(self.paths), self._guard)
+            self._shared = self._shared or Exchange(connect(self.paths), self._guard)
         except OSError:
             return False
         return True
@@ -96,7 +92,7 @@ class Client:
         """
         fresh = self._shared is None
         if self._shared is None:
-            self._shared = _Http(self._open(), self._guard)
+            self._shared = Exchange(self._open(), self._guard)
         http = self._shared
         try:
             http.send(method, _target(path, query), body, headers)
@@ -144,8 +140,8 @@ class Client:
         Args:
             chunks: iterated in another thread; what that raises is raised here.
         """
-        http = _Http(self._open(), self._guard)
-        sender = _Sender(http, chunks)
+        http = Exchange(self._open(), self._guard)
+        sender = Sender(http, chunks)
         try:
             http.begin_upload(method, _target(path, query), content_type)
             sender.start()
@@ -168,7 +164,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[bytes]:
         """The answer's body as it arrives, on a connection of its own; the request is sent now."""
-        http = _Http(self._open(), self._guard)
+        http = Exchange(self._open(), self._guard)
         try:
             http.send(method, _target(path, query), body, headers)
             status, received = http.response()
@@ -187,7 +183,7 @@ class Client:
         Returns:
             The connection, and the bytes that came right behind the answer's head.
         """
-        http = _Http(self._open(), self._guard)
+        http = Exchange(self._open(), self._guard)
         try:
             http.send("POST", _target(path, query), body, upgrade=True)
             status, headers = http.response()
@@ -199,7 +195,7 @@ class Client:
             raise EngineError(f"the engine answered {status} instead of opening a stream")
         return http.detach()
 
-    def _parts(self, http: _Http) -> Iterator[bytes]:
+    def _parts(self, http: Exchange) -> Iterator[bytes]:
         try:
             yield from http.body()
         except (ConnectionError, h11.RemoteProtocolError) as error:
@@ -242,13 +238,13 @@ class Client:
                     with lock_file(self.paths.engine_lock, timeout=_START_DEADLINE):
                         pass
                 else:  # at once: clients that come now wait for the new one
-                    self._shared = _Http(_listen_and_spawn(self.home, self.machine), self._guard)
+                    self._shared = Exchange(_listen_and_spawn(self.home, self.machine), self._guard)
         self.request("GET", "/_ping")
 
     def _replace_older(self) -> None:
         """Once per client: see `wherry.succession`."""
         self._may_replace = False
-        older = succession.should_replace(self.paths)
+        older = succession.older_engine(self.paths)
         if older is None or not self.running():
             return
         try:
@@ -343,142 +339,6 @@ def _await_pipe(paths: MachinePaths, engine: int) -> Connection:
             if exit_status(engine, within=_PIPE_POLL_SECONDS) is not None:
                 message = f"the engine ended: {_last_line(paths)}"
                 raise EngineUnreachable(message, hint=f"see {paths.engine_log}") from error
-
-
-class _Http:
-    """One connection; h11 speaks the protocol."""
-
-    def __init__(self, connection: Connection, guard: Guard) -> None:
-        self._socket = connection
-        self._guard = guard
-        self._http = h11.Connection(h11.CLIENT)
-
-    def send(
-        self,
-        method: str,
-        target: str,
-        body: object,
-        more: Mapping[str, str] | None = None,
-        *,
-        upgrade: bool = False,
-    ) -> None:
-        payload = b"" if body is None else json.dumps(body).encode()
-        headers = [
-            ("Host", "wherry"),
-            ("User-Agent", f"wherry/{__version__}"),
-            ("Content-Length", str(len(payload))),
-            *(more or {}).items(),
-        ]
-        if body is not None:
-            headers.append(("Content-Type", "application/json"))
-        if upgrade:
-            headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")]
-        events: list[h11.Event] = [h11.Request(method=method, target=target, headers=headers)]
-        if payload:
-            events.append(h11.Data(data=payload))
-        events.append(h11.EndOfMessage())
-        self._socket.sendall(b"".join(self._http.send(event) or b"" for event in events))
-
-    def begin_upload(self, method: str, target: str, content_type: str) -> None:
-        """Send the head of a request whose body comes by `upload_piece`."""
-        headers = [
-            ("Host", "wherry"),
-            ("User-Agent", f"wherry/{__version__}"),
-            ("Transfer-Encoding", "chunked"),
-            ("Content-Type", content_type),
-        ]
-        request = h11.Request(method=method, target=target, headers=headers)
-        self._socket.sendall(self._http.send(request) or b"")
-
-    def upload_piece(self, data: bytes) -> None:
-        """Send a piece of the body, the empty one at its end. From one other thread: h11 is only
-        asked by the one that reads."""
-        self._socket.sendall(b"%x\r\n" % len(data))
-        self._socket.sendall(data)
-        self._socket.sendall(b"\r\n")
-
-    def abort(self) -> None:
-        """End the connection under whoever waits for it."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def response(self) -> tuple[int, dict[str, str]]:
-        """Status and headers; their names in lower case."""
-        while True:
-            event = self._event()
-            if isinstance(event, (h11.Response, h11.InformationalResponse)):
-                if event.status_code == 100:
-                    continue
-                headers = {
-                    name.decode("ascii"): value.decode("latin-1") for name, value in event.headers
-                }
-                return event.status_code, headers
-            raise ConnectionResetError("the engine closed the connection")
-
-    def body(self) -> Iterator[bytes]:
-        while True:
-            event = self._event()
-            if isinstance(event, h11.Data):
-                yield bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                return
-            else:
-                raise ConnectionResetError("the engine closed the connection")
-
-    def reusable(self) -> bool:
-        """Make ready for the next request, if the connection can carry one."""
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-            return True
-        self.close()
-        return False
-
-    def detach(self) -> tuple[Connection, bytes]:
-        return self._socket, bytes(self._http.trailing_data[0])
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _event(self) -> object:
-        while True:
-            event = self._http.next_event()
-            if event is not h11.NEED_DATA:
-                return event
-            self._guard.wait_readable(self._socket)
-            self._http.receive_data(self._socket.recv(READ_SIZE))
-
-
-class _Sender:
-    """Sends a body in a thread of its own, so that an early answer is heard."""
-
-    def __init__(self, http: _Http, chunks: Iterable[bytes]) -> None:
-        self.error: BaseException | None = None
-        """What `chunks` raised."""
-        self._http = http
-        self._chunks = chunks
-
-    def start(self) -> None:
-        # A daemon: when the engine has refused the body, nobody waits for its next piece.
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            for chunk in self._chunks:
-                if chunk and not self._send(chunk):
-                    return
-        except BaseException as error:  # noqa: BLE001 it is raised by the thread that reads
-            self.error = error
-            self._http.abort()
-            return
-        self._send(b"")
-
-    def _send(self, data: bytes) -> bool:
-        """False when the engine takes no more: its answer tells why."""
-        try:
-            self._http.upload_piece(data)
-        except OSError:
-            return False
-        return True
 
 
 def _json_lines(parts: Iterable[bytes]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,13 @@ _PRE_RELEASE = re.compile(r"\.?(a|b|rc|dev)")
 """PEP 440: what comes before the release of that number."""
 
 
-class Age(Enum):
-    """An engine's age, compared with this command's."""
-
-    SAME = "same"
-    OLDER = "older"
-    NEWER = "newer"
-
-
 @dataclass(frozen=True, slots=True)
 class Build:
-    """This program: its version, and when it was installed (ns since the epoch; 0: a checkout)."""
+    """A program's version, and since when: an engine's start, or the installation of this command
+    (ns since the epoch; 0: a checkout, which says nothing)."""
 
     version: str
-    installed_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What an engine's record says of it."""
-
-    version: str
-    started_ns: int
+    since_ns: int = 0
 
 
 def this_build() -> Build:
@@ -56,29 +40,22 @@ def this_build() -> Build:
         return Build(__version__)
 
 
-def age_of(engine: Recorded, ours: Build) -> Age:
+def is_older(engine: Build, ours: Build) -> bool:
     """By version; of the same version an engine is older that runs since before ours was installed
     (a program that was installed again, from another state of its sources)."""
     if engine.version == ours.version:
-        return Age.OLDER if engine.started_ns < ours.installed_ns else Age.SAME
-    return Age.OLDER if _order(engine.version) < _order(ours.version) else Age.NEWER
+        return engine.since_ns < ours.since_ns
+    return _order(engine.version) < _order(ours.version)
 
 
-def recorded(paths: MachinePaths) -> Recorded | None:
-    """The engine that was recorded last; None: there is none, or it does not say."""
+def older_engine(paths: MachinePaths) -> Build | None:
+    """The engine that was recorded last, when it is to be replaced."""
     try:
         data: dict[str, Any] = json.loads(paths.engine_record.read_bytes())
-        return Recorded(str(data["version"]), int(data["started_ns"]))
+        engine = Build(str(data["version"]), int(data["started_ns"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def should_replace(paths: MachinePaths) -> Recorded | None:
-    """The older engine that was recorded; None: there is nothing to replace."""
-    engine = recorded(paths)
-    if engine is None or age_of(engine, this_build()) is not Age.OLDER:
-        return None
-    return engine
+        return None  # there is none, or it does not say
+    return engine if is_older(engine, this_build()) else None
 
 
 def does_not_know(message: str, server: str) -> tuple[str, str | None] | None:
