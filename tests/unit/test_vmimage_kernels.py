@@ -294,7 +294,14 @@ def test_kernels_are_told_apart() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"MZ" * 600, BUSYBOX * 50, program("x"), b"\x1f\x8bnot gzip", gzip.compress(b"text")],
+    [
+        b"",
+        b"MZ" * 600,
+        BUSYBOX * 50,
+        program("x"),
+        b"\x1f\x8bnot gzip",
+        gzip.compress(b"text", mtime=0),
+    ],
 )
 def test_what_is_no_kernel_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(VmImageError, match="mykernel"):
