@@ -484,7 +484,7 @@ class FakeMachine:
     def __init__(
         self, agent: FakeAgent, *, alive: bool = False, busybox: Path | None = None
     ) -> None:
-        self.name = "default"
+        self.name = "m"
         self.agent = agent
         self.alive = alive
         self.link: FakeLink | None = None
@@ -492,6 +492,7 @@ class FakeMachine:
         self.paused: str | None = None
         self.boots = 0
         self.suspended = False
+        self.can_save = True
         self.continued = alive
         self.pins: dict[str, list[str]] = {}
         self.attached: list[str] = []
@@ -510,6 +511,23 @@ class FakeMachine:
     async def stop(self) -> None:
         if self.link is not None:
             self.die()
+
+    async def save(self, directory: Path, rows: Callable[[Path], None]) -> None:
+        """Only its disk: what QEMU has is not there."""
+        (directory / "data.qcow2").write_bytes(b"disk")
+        rows(directory / "state.db")
+
+    async def suspend(self) -> None:
+        if not self.can_save:
+            raise Conflict("it cannot be saved")
+        link, self.link = self.link, None
+        assert link is not None
+        link.closed = True
+        self.suspended = True
+        self._state(MachineState.STOPPED)
+
+    async def cut_off(self) -> None:
+        await self.stop()
 
     async def adopt(self) -> bool:
         if self.alive:
