@@ -2,7 +2,9 @@
 
 Rules: nothing is held in memory but the names of files with several links; *a container's archive
 is hostile*: no name leads out of where it is unpacked, no link that it brought is followed, no
-device is made, no set-uid bit is set, and owners stay whoever unpacks it.
+device is made, no set-uid bit is set, and owners stay whoever unpacks it. A link is known by its
+inode, not by its name: the file system may have other spellings for it. No file replaces one that
+is there under another spelling.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import IO, Any, cast
 
 from wherry.cli.copyplan import CONTENTS, renamed
 from wherry.errors import InvalidInput, StorageError
+from wherry.osutil.spellings import Spellings
 from wherry.osutil.winnames import trouble
 
 _BLOCK = 512
@@ -142,7 +145,8 @@ class _Target:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._links: set[Path] = set()
+        self._links: set[tuple[int, int]] = set()
+        self._spellings = Spellings()
         self._times: list[tuple[Path, int, float]] = []
 
     def make(
@@ -153,17 +157,21 @@ class _Target:
         path = self._place(parts, member.isdir())
         if member.isdir():
             path.mkdir(exist_ok=True)
+            self._spellings.made(path)
             self._times.append((path, member.mode & _PERMISSIONS, member.mtime))
         elif member.issym():
             path.symlink_to(member.linkname)
-            self._links.add(path)
+            self._spellings.made(path)
+            self._links.add(_inode(path.lstat()))
         elif contents is not None:
             with path.open("xb") as file:
+                self._spellings.made(path)
                 shutil.copyfileobj(contents, file, _READ_SIZE)
             path.chmod(member.mode & _PERMISSIONS)
             os.utime(path, (member.mtime, member.mtime))
         elif member.isfifo() and hasattr(os, "mkfifo"):
             _os.mkfifo(path, member.mode & _PERMISSIONS)
+            self._spellings.made(path)
         else:
             print(f"wherry: left out: {path} is a device", file=sys.stderr)
 
@@ -174,6 +182,7 @@ class _Target:
             raise InvalidInput(f"the container's archive links {'/'.join(first)!r} to no file")
         path = self._place(parts, False)
         path.hardlink_to(source)
+        self._spellings.made(path)
 
     def finish(self) -> None:
         """Modes and times of directories, last: what is made in one changes its time."""
@@ -186,24 +195,41 @@ class _Target:
         """Where an entry goes: its parents are made, what is in its way is removed."""
         path = self._checked(parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.is_dir() and path not in self._links
+        status = _status(path)
+        if status is not None and (other := self._spellings.conflict(path)) is not None:
+            raise InvalidInput(
+                f"{path} and {other} are one name on this file system",
+                hint="keep both in a tar: wherry cp CONTAINER:PATH - > file.tar",
+            )
+        there = status is not None and _inode(status) not in self._links and path.is_dir()
         if there and not is_directory:
             raise InvalidInput(f"cannot overwrite directory {path} with non-directory")
-        if not there and (path.exists() or path.is_symlink()):
+        if not there and status is not None:
             if is_directory:
                 raise InvalidInput(f"cannot overwrite non-directory {path} with directory")
             path.unlink()
-            self._links.discard(path)
+            self._links.discard(_inode(status))
         return path
 
     def _checked(self, parts: tuple[str, ...]) -> Path:
         """A path none of whose parents is a link that the archive has brought."""
         path = self._directory
         for part in parts:
-            if path in self._links:
+            if self._links and (status := _status(path)) and _inode(status) in self._links:
                 raise InvalidInput(f"the container's archive goes through its own link {path}")
             path = path / part
         return path
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _parts(name: str) -> tuple[str, ...]:
