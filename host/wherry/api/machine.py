@@ -68,11 +68,6 @@ async def template(engine: Engine, _request: Request) -> Response:
     return json_response(await engine.machine.save_template())
 
 
-async def template(engine: Engine, _request: Request) -> Response:
-    """Have a saved machine for the next start: {"key", "status", "reason", "bytes", …}."""
-    return json_response(await engine.machine.save_template())
-
-
 async def stop(engine: Engine, request: Request) -> Response:
     """`session`: it ends with the session; nobody wants it off."""
     if not request.flag("session"):
@@ -123,7 +118,6 @@ TABLE: list[Route] = [
     ("GET", "/wherry/v1/machine", inspect),
     ("POST", "/wherry/v1/machine/start", start),
     ("POST", "/wherry/v1/machine/stop", stop),
-    ("POST", "/wherry/v1/machine/template", template),
     ("POST", "/wherry/v1/machine/template", template),
     ("POST", "/wherry/v1/machine/upgrade", upgrade),
     ("POST", "/wherry/v1/machine/emulators", emulators),

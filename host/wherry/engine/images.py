@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wherry.build.builtin import ARCHITECTURES, MADE_BY
 from wherry.engine.background import in_thread
 from wherry.engine.events import EventBus
 from wherry.engine.image_filters import Filters, image_filter
-from wherry.engine.model import SHORT_ID, Container, Event
+from wherry.engine.model import SHORT_ID, Event
 from wherry.engine.ports import MachinePort, Progress, StorePort
 from wherry.engine.registry import Registry
-from wherry.errors import Conflict, ImageNotFound, WherryError
+from wherry.errors import Conflict, ImageNotFound
 from wherry.images.platform import Platform, matches, parse_platform
 
 if TYPE_CHECKING:
