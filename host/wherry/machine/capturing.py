@@ -31,6 +31,8 @@ from wherry.osutil import sync_descriptor
 from wherry.osutil.sparse import copy_sparse
 from wherry.paths import MachinePaths
 
+SYNC_TIMEOUT = 30.0
+
 _TYPE_SUFFIX = "-machine"
 """Of the QOM type of a machine type (TYPE_MACHINE_SUFFIX, include/hw/boards.h)."""
 
@@ -80,9 +82,11 @@ async def save_running(
 ) -> Board:
     """`capture` with the disk, and with what the engine knows at that moment.
 
-    Layers that no container needs are unplugged before: nothing would keep their files.
+    Layers that no container needs are unplugged before: nothing would keep their files. What the
+    guest has not written yet is written, so that the disk is good for a boot of its own.
     """
     await running.layers.trim(0)
+    await running.link.call("system.sync", {}, timeout=SYNC_TIMEOUT)
 
     async def beside() -> None:
         await save_disk(paths, directory, rows)

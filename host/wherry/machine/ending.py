@@ -8,7 +8,7 @@ import shutil
 import time
 
 from wherry.errors import AgentError, LinkError, MachineError
-from wherry.machine.capturing import capture
+from wherry.machine.capturing import SYNC_TIMEOUT, capture
 from wherry.machine.snapshot import IDLE, Snapshot, suspend, write_snapshot
 from wherry.machine.states import Running
 from wherry.osutil import private_directory
@@ -17,7 +17,6 @@ from wherry.paths import MachinePaths
 logger = logging.getLogger(__name__)
 
 _POWER_OFF_TIMEOUT = 20.0
-_SYNC_TIMEOUT = 30.0
 
 
 async def powered_off(running: Running, grace: float) -> bool:
@@ -55,7 +54,7 @@ async def put_aside(running: Running, paths: MachinePaths) -> None:
     directory = paths.suspended_memory
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
     private_directory(directory)
-    await running.link.call("system.sync", {}, timeout=_SYNC_TIMEOUT)
+    await running.link.call("system.sync", {}, timeout=SYNC_TIMEOUT)
     board = await capture(
         running.vm, running.layers, running.pauses, directory, _nothing, go_on=False
     )
@@ -63,8 +62,15 @@ async def put_aside(running: Running, paths: MachinePaths) -> None:
     await asyncio.to_thread(write_snapshot, snapshot)
     await running.link.aclose()
     await running.vm.quit()
+    running.vm.exit_status()  # a child that nobody asks stays in the process table
     await asyncio.to_thread(suspend, paths, IDLE, directory)
 
 
 async def _nothing() -> None:
     return
+
+
+async def cut(running: Running) -> None:
+    """End QEMU as a power cut does."""
+    await running.vm.kill(grace=0)
+    running.vm.exit_status()  # as above

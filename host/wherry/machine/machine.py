@@ -29,7 +29,7 @@ from wherry.machine.config import (
     write_config,
 )
 from wherry.machine.console import tail_of
-from wherry.machine.ending import powered_off, put_aside
+from wherry.machine.ending import cut, powered_off, put_aside
 from wherry.machine.epitaph import end_of_guest
 from wherry.machine.growing import apply_at_once
 from wherry.machine.guest import LinkPort
@@ -489,7 +489,7 @@ class Machine:
 
     async def _cut(self, running: Running) -> None:
         self._move(MachineState.STOPPING)
-        await running.vm.kill(grace=0)
+        await cut(running)
         await self._leave(running, MachineState.STOPPED)
 
     async def _break_off_start(self) -> None:
