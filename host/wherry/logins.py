@@ -12,7 +12,6 @@ import base64
 import binascii
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 from wherry.errors import InvalidInput
 from wherry.osutil.jobs import no_window
+from wherry.osutil.programs import find_program
 
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
@@ -32,6 +32,11 @@ TOKEN_USER = "<token>"
 HELPER_SECONDS = 30.0
 _NOT_FOUND = b"credentials not found"
 """docker-credential-helpers, credentials/error.go: said on standard output, with exit code 1."""
+
+_LOCKED = ("User interaction is not allowed", "keychain cannot be accessed", "keychain is locked")
+"""docker-credential-osxkeychain, by its versions: errSecInteractionNotAllowed, as over SSH."""
+
+_UNLOCK = "unlock the keychain: security unlock-keychain ~/Library/Keychains/login.keychain-db"
 
 Json = dict[str, Any]
 
@@ -93,7 +98,7 @@ class Logins:
 
     Args:
         environ: DOCKER_CONFIG says where config.json is (else `~/.docker`); helpers are found on
-            PATH and get all of it.
+            PATH (or where macOS has such programs) and get all of it.
 
     All methods raise InvalidInput when config.json is malformed, or a helper that it names is
     missing or fails.
@@ -171,7 +176,7 @@ class Logins:
     def _ask(self, call: HelperCall, verb: str, order: bytes) -> bytes | None:
         """What the helper answers; None when it knows nothing of the server."""
         program = f"docker-credential-{call.name}"
-        path = shutil.which(program, path=self._environ.get("PATH"))
+        path = find_program(program, self._environ.get("PATH"))
         if path is None:
             raise InvalidInput(
                 f"Docker's config.json names the credential helper {program}, which is not on PATH",
@@ -196,7 +201,8 @@ class Logins:
             return None
         said = (result.stdout or result.stderr).decode(errors="replace").strip().splitlines()
         raise InvalidInput(
-            f"the credential helper {program} failed: {said[-1] if said else 'silent'}"
+            f"the credential helper {program} failed: {said[-1] if said else 'silent'}",
+            hint=_UNLOCK if any(it in line for it in _LOCKED for line in said) else None,
         )
 
 

@@ -89,7 +89,7 @@ def test_a_ca_that_is_not_there_or_no_certificate_is_named(tmp_path: Path) -> No
         Trust((("r.example", str(tmp_path / "none")),)).authorities("r.example")
     (tmp_path / "text").write_text("no certificate")
     transport = Transport(trust=Trust((("r.example", str(tmp_path / "text")),)))
-    with pytest.raises(InvalidInput, match="no certificate in PEM form"):
+    with pytest.raises(InvalidInput, match="no certificate in PEM or DER form"):
         transport.request("GET", "https://r.example/v2/", {})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -93,7 +94,7 @@ def _listener(descriptor: int) -> socket.socket:
     try:
         os.set_inheritable(descriptor, False)
         listener = socket.socket(fileno=descriptor)
-        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        listening = _listens(listener)
     except OSError as error:
         raise EngineUnreachable(
             f"descriptor {descriptor} is not a socket: {error.strerror}"
@@ -102,6 +103,16 @@ def _listener(descriptor: int) -> socket.socket:
         listener.close()
         raise EngineUnreachable(f"descriptor {descriptor} is not a listening Unix socket")
     return listener
+
+
+def _listens(sock: socket.socket) -> bool:
+    """Whether it is a listener; also where the system does not tell (macOS: ENOPROTOOPT)."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return True
 
 
 def _launch_activate_socket(name: str) -> list[int]:

@@ -6,7 +6,6 @@ The guest's facts are asked for once per connection and kept: reading them here 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,9 @@ from typing import Any
 from wherry import __version__
 from wherry.engine.model import Container, Json, Status
 from wherry.osutil import cpu_count, total_memory
+from wherry.osutil.host import processor
+
+_LINUX_NAMES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _DOCKER_ARCHITECTURES = {
@@ -97,8 +99,10 @@ def engine_facts(machine_name: str, home: str, started_ns: int, guest: GuestFact
 
 
 def guest_machine(guest: GuestFacts) -> str:
-    """The guest's architecture, by default the host's (a machine's is the host's unless chosen)."""
-    return guest.arch or platform.machine().lower()
+    """The guest's architecture, by default the host's (a machine's is the host's unless chosen), in
+    Linux's words: what macOS calls arm64 is aarch64 there, what Windows calls amd64 is x86_64."""
+    name = processor()
+    return guest.arch or _LINUX_NAMES.get(name, name)
 
 
 def _text(value: Any) -> str:

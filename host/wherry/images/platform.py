@@ -7,7 +7,6 @@ best first; an image's platform is as good as its place in that list.
 
 from __future__ import annotations
 
-import platform as host_platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,13 +76,19 @@ def parse_platform(text: str) -> Platform:
     if len(parts) > 1:
         return normalise(*parts)
     if text.lower() in ("linux", "windows", "darwin", "macos", "freebsd"):
-        return normalise(text, host_platform.machine())
+        return normalise(text, _processor())
     return normalise("linux", text)
 
 
 def default_platform() -> Platform:
     """Linux on this machine's architecture: what runs in the VM."""
-    return normalise("linux", host_platform.machine() or "amd64")
+    return normalise("linux", _processor() or "amd64")
+
+
+def _processor() -> str:
+    from wherry.osutil.host import processor  # here: parsing a platform needs nothing of the host
+
+    return processor()
 
 
 def acceptable(wanted: Platform) -> list[Platform]:

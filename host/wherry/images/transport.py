@@ -189,11 +189,23 @@ def _tls(verify: bool, authorities: tuple[Path, ...]) -> ssl.SSLContext:
         trusting = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         for path in authorities:
             try:
-                trusting.load_verify_locations(path)
-            except OSError as error:  # ssl.SSLError, too
-                raise InvalidInput(f"{path} is no certificate in PEM form: {error}") from error
+                _trust_file(trusting, path)
+            except (OSError, ValueError) as error:  # ssl.SSLError, too
+                raise InvalidInput(
+                    f"{path} is no certificate in PEM or DER form: {error}",
+                    hint="on macOS: security find-certificate -a -p -c NAME > FILE",
+                ) from error
         return trusting
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _trust_file(context: ssl.SSLContext, path: Path) -> None:
+    """PEM, which may hold several, is what `security find-certificate -p` and most servers' tools
+    write; DER what Keychain Access and Windows export as `.cer`."""
+    data = path.read_bytes()
+    context.load_verify_locations(
+        cadata=data.decode("ascii", errors="ignore") if b"-----BEGIN" in data else data
+    )

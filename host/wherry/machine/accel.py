@@ -21,6 +21,7 @@ from wherry.errors import MachineError
 from wherry.machine import payload
 from wherry.machine.find import Qemu
 from wherry.osutil import atomic_write
+from wherry.osutil.host import processor
 from wherry.osutil.jobs import no_window
 
 ACCELERATORS = ("kvm", "hvf", "whpx", "tcg")
@@ -63,7 +64,7 @@ class ProbeResult:
 
 def host_arch() -> str:
     """This host's architecture in Debian's terms: amd64 or arm64."""
-    machine = platform.machine().lower()
+    machine = processor()
     try:
         return _HOST_ARCH[machine]
     except KeyError:

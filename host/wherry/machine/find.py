@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wherry.errors import QemuNotFound
 from wherry.osutil.jobs import no_window
+from wherry.osutil.programs import MACOS_PACKAGES
 
 MINIMUM_VERSION = (7, 2)
 """Debian 12's; older ones lack netdev and chardev options that are used here."""
@@ -198,7 +199,7 @@ def _located(binary: Path, arch: str, host: Host) -> Qemu:
 
 def _well_known(host: Host) -> list[Path]:
     if host.platform == "darwin":  # Homebrew on Apple silicon and on Intel, MacPorts
-        return [Path("/opt/homebrew/bin"), Path("/usr/local/bin"), Path("/opt/local/bin")]
+        return [Path(it) for it in MACOS_PACKAGES]
     if host.platform == "win32":
         programs = host.environ.get("ProgramFiles", r"C:\Program Files")
         profile = host.environ.get("USERPROFILE")

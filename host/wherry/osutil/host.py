@@ -1,9 +1,11 @@
-"""The size of this host, and its limit on open files."""
+"""This host: its processor, its size, and its limit on open files."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -13,6 +15,18 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _FILES_WANTED = 65536
 _MACOS_OPEN_MAX = 10240
 """macOS, sys/syslimits.h OPEN_MAX: setrlimit(2) refuses more even below an infinite hard limit."""
+
+
+def processor() -> str:
+    """The architecture of this computer as it calls it: x86_64, amd64, aarch64, arm64, …
+
+    A Python for Intel is told that it runs on an Intel processor, also by Rosetta on Apple silicon;
+    a machine that believed it would be emulated from end to end.
+    """
+    name = platform.machine().lower()
+    if sys.platform == "darwin" and name == "x86_64" and _sysctl(b"sysctl.proc_translated"):
+        return "arm64"
+    return name
 
 
 def total_memory() -> int:
@@ -64,13 +78,22 @@ def _cgroup_limit(file: Path) -> int | None:
 
 
 def _macos_memory() -> int:
-    size = ctypes.c_uint64(0)
-    length = ctypes.c_size_t(ctypes.sizeof(size))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.sysctlbyname(b"hw.memsize", ctypes.byref(size), ctypes.byref(length), None, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "sysctl hw.memsize")
-    return size.value
+    size = _sysctl(b"hw.memsize")
+    if size is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "sysctl hw.memsize")
+    return size
+
+
+def _sysctl(name: bytes) -> int | None:
+    """macOS, sysctl(3): an integer of 4 or 8 bytes; None when this system has none of that name."""
+    value = ctypes.c_uint64(
+        0
+    )  # both kinds of Mac are little-endian: four bytes fill the lower half
+    length = ctypes.c_size_t(ctypes.sizeof(value))
+    libc = ctypes.CDLL(None)
+    if libc.sysctlbyname(name, ctypes.byref(value), ctypes.byref(length), None, 0) != 0:
+        return None
+    return value.value
 
 
 class _MemoryStatus(ctypes.Structure):
