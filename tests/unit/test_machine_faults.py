@@ -3,15 +3,17 @@ that says so, in time, and leaves nothing running."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine_world import World, play
+from machine_world import World, play, process_of
 
 from wherry.errors import BootFailed
 from wherry.machine import MachineState
@@ -140,5 +142,25 @@ def test_a_machine_starts_after_a_qemu_that_did_not(root: Path) -> None:
         machine = world.machine()
         await machine.ensure_running()
         assert machine.state is MachineState.RUNNING
+
+    play(root, work)
+
+
+def test_a_qemu_that_hangs_is_ended_by_a_stop_in_seconds(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wherry.machine.ending._ANSWER_TIMEOUT", 0.2)
+
+    async def work(world: World) -> None:
+        machine = world.machine()
+        await machine.ensure_running()
+        process = process_of(machine)
+        os.kill(process.pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            await machine.stop()
+        assert machine.state is MachineState.STOPPED
+        with pytest.raises(ProcessLookupError):  # reaped, too
+            os.kill(process.pid, 0)
+        assert "system.shutdown" not in world.links[0].methods
 
     play(root, work)

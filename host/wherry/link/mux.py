@@ -28,6 +28,8 @@ RECONNECT_FIRST, RECONNECT_LIMIT = 0.01, 1.0
 EVENT_RETRY_FIRST, EVENT_RETRY_LIMIT = 0.1, 10.0
 """Seconds before a failed handler is called with the same event again."""
 
+_UNREACHED = "there is no connection to the machine: wherry doctor tells whether its QEMU hangs"
+
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent:
@@ -165,7 +167,7 @@ class Link:
         except TimeoutError as error:
             raise LinkError(
                 f"the agent did not answer {method} within {timeout:g} s",
-                hint=None if self.connected else "there is no connection to the machine",
+                hint=None if self.connected else _UNREACHED,
             ) from error
         finally:
             self._calls.pop(id, None)

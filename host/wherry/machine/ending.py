@@ -17,11 +17,17 @@ from wherry.paths import MachinePaths
 logger = logging.getLogger(__name__)
 
 _POWER_OFF_TIMEOUT = 20.0
+_ANSWER_TIMEOUT = 10.0
 
 
 async def powered_off(running: Running, grace: float) -> bool:
     """Ask the guest to end and wait; a link that breaks meanwhile may be that very end."""
     params = {"timeout": round(grace)}
+    try:
+        await running.vm.qmp.execute("query-status", timeout=_ANSWER_TIMEOUT)
+    except MachineError as error:  # a QEMU that hangs carries no question to its guest
+        logger.warning("QEMU does not answer: %s", error)
+        return False
     try:
         await running.pauses.go_on()
     except MachineError as error:

@@ -106,8 +106,10 @@ def wait_gone(identity: ProcessIdentity, timeout: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_SECONDS)
-    if (child := _children.get(identity.pid)) is not None:
-        child.poll()  # reaped, else it stays a zombie as long as we live
+    child = _children.get(identity.pid)
+    # Reaped, else it stays a zombie as long as we live; while threads of it still end it cannot be.
+    while child is not None and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
     return True
 
 
