@@ -122,6 +122,17 @@ def test_a_kept_disk_keeps_what_is_known_of_its_containers(tmp_path: Path) -> No
     assert not paths.root.exists()
 
 
+def test_a_machine_that_never_had_a_disk_leaves_nothing_when_it_is_to_be_kept(
+    tmp_path: Path,
+) -> None:
+    paths = Home(tmp_path).machine("m")
+    paths.root.mkdir(parents=True)
+    for name in ("state.db", "machine.json"):
+        (paths.root / name).write_text(name)
+    remove_files(paths, keep_disk=True)
+    assert not paths.root.exists()
+
+
 def test_directories_that_are_being_made_are_no_machines(tmp_path: Path) -> None:
     class App:
         home = Home(tmp_path)

@@ -82,7 +82,9 @@ def _whole(text: str, unit: int, name: str, what: str) -> int:
     if text.strip().isdecimal():
         raise InvalidInput(f"{text!r} has no unit", hint="as in 512m or 2g")
     if size % unit:
-        raise InvalidInput(f"{text!r} is no whole number of {name}", hint=f"{what} is counted so")
+        raise InvalidInput(
+            f"{text!r} is no whole number of {name}", hint=f"{what} is counted so: as in 2g"
+        )
     return size // unit
 
 

@@ -80,6 +80,7 @@ def remove_files(paths: MachinePaths, *, keep_disk: bool = False) -> None:
     """
     from wherry.osutil.files import patiently  # an engine that has just ended has its log open
 
+    keep_disk = keep_disk and paths.data_disk.exists()  # it has none before its first start
     kept = {paths.data_disk.name, paths.state_db.name} if keep_disk else set()
     try:
         for directory in {paths.root, paths.sockets}:
