@@ -111,6 +111,11 @@ class MachinePaths:
         return self.root / "suspended"
 
     @property
+    def resumed(self) -> Path:
+        """Kernel and initial RAM disk of the command line of a machine that was taken up."""
+        return self.root / "resumed"
+
+    @property
     def qemu_record(self) -> Path:
         """Pid, start time and command line of the running QEMU."""
         return self.root / "qemu.json"

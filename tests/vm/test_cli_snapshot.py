@@ -153,6 +153,18 @@ def test_containers_go_on_where_they_were_saved(own: Wherry) -> None:
     assert took < 10.0, "2 s on a machine that does nothing else"
 
 
+def test_an_engine_that_is_killed_while_it_saves_costs_nothing(own: Wherry) -> None:
+    before = int(own.out("logs", "--tail", "1", "box"))
+    saving = own.popen("machine", "snapshot", "save", "broken-off")
+    drafts = own.home.machine("default").snapshots
+    eventually("it has begun", lambda: any(drafts.glob(".broken-off.new/state")))
+    own.kill_engine()
+    saving.communicate(timeout=30)
+    eventually("it runs on", lambda: int(own.out("logs", "--tail", "1", "box")) > before + 2)
+    assert own.out("inspect", "--format", "{{.State.Status}}", "box") == "running"
+    assert [it.name for it in drafts.iterdir()] == ["one"]
+
+
 def test_of_another_qemu_only_the_disk_is_restored(own: Wherry) -> None:
     record = own.home.machine("default").snapshots / "one" / "snapshot.json"
     data = json.loads(record.read_bytes())

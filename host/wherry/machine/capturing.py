@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from wherry.machine.snapshot import Board, PluggedLayer
 from wherry.machine.states import Running
 from wherry.machine.template import host_facts
 from wherry.osutil import sync_descriptor
-from wherry.osutil.sparse import copy_sparse
+from wherry.osutil.sparse import copy_sparse, link_or_copy
 from wherry.paths import MachinePaths
 
 SYNC_TIMEOUT = 30.0
@@ -171,14 +169,7 @@ def _keep_files(record: QemuRecord, directory: Path) -> None:
     The guest has read both long ago; QEMU wants them on its command line all the same, and the
     kernel's kind decides which firmware it has. What was the initial RAM disk does not matter.
     """
-    _link(Path(_options(record.argv)["-kernel"]), directory / "kernel")
+    link_or_copy(Path(_options(record.argv)["-kernel"]), directory / "kernel")
     (directory / "initrd").write_bytes(bytes(_PLACEHOLDER))
     with (directory / "state").open("rb") as state:
         sync_descriptor(state.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)

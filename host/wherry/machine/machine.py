@@ -37,7 +37,7 @@ from wherry.machine.image import upgrade_image
 from wherry.machine.inspecting import configuration_facts, running_facts
 from wherry.machine.layers import LayerDisk, LayerPool
 from wherry.machine.pausing import Pauses
-from wherry.machine.snapshot import Board, forget_suspension, read_suspension
+from wherry.machine.snapshot import Board, abandon, read_suspension
 from wherry.machine.ssh import SshAccess
 from wherry.machine.states import ALLOWED, MachineState, Running
 from wherry.machine.timeline import Recorder
@@ -308,7 +308,7 @@ class Machine:
         """
         await self._break_off_start()
         if self.suspended:
-            await asyncio.to_thread(forget_suspension, self._paths)
+            await asyncio.to_thread(abandon, self._paths)
             tell(self._state_callbacks, self._state)
         if self._ending is None and self._running is not None:
             self._ending = self._background.spawn(
@@ -376,6 +376,7 @@ class Machine:
             "state": self._state.value,
             "reason": self._reason,
             "paused": self.paused,
+            "suspended": self.suspended,
             "notices": list(self.notices),
             **configuration_facts(self.config, self._paths, record),
         }

@@ -29,12 +29,15 @@ from wherry.machine.snapshot import (
     IDLE,
     Board,
     Snapshot,
+    abandon,
     drop_memory,
     forget_suspension,
     read_snapshot,
     read_suspension,
 )
 from wherry.machine.template import host_facts
+from wherry.osutil import private_directory
+from wherry.osutil.sparse import link_or_copy
 from wherry.paths import MachinePaths
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,8 @@ async def resume(
     async def start_it(spec: VmSpec) -> RunningQemu:
         return await start(spec, board.image_key)
 
-    spec = _spec(name, paths, snapshot, board, qemu)
+    kernel, initrd = await asyncio.to_thread(_own_files, paths, snapshot)
+    spec = _spec(name, paths, board, qemu, kernel, initrd)
     try:
         vm, link = await awaken(spec, load, paths, open_link(), start=start_it, deadline=deadline)
     except (MachineError, LinkError) as error:
@@ -96,8 +100,7 @@ async def resume(
 async def give_up(paths: MachinePaths, reason: str, notice: Callable[[str], None]) -> None:
     """What waits is not taken up. Raises OSError: it cannot be forgotten."""
     notice(f"the saved memory cannot be taken up ({reason}): the machine boots from its saved disk")
-    await asyncio.to_thread(forget_suspension, paths)
-    await asyncio.to_thread(drop_memory, paths)
+    await asyncio.to_thread(abandon, paths)
 
 
 async def tell_guest(link: LinkPort) -> None:
@@ -135,15 +138,26 @@ def _usable(
     return snapshot, qemu
 
 
-def _spec(name: str, paths: MachinePaths, snapshot: Snapshot, board: Board, qemu: Qemu) -> VmSpec:
+def _own_files(paths: MachinePaths, snapshot: Snapshot) -> tuple[Path, Path]:
+    """The machine's own: the snapshot may be removed while it runs, and it may be saved again."""
+    own = private_directory(paths.resumed)
+    for source in (snapshot.kernel, snapshot.initrd):
+        (own / source.name).unlink(missing_ok=True)
+        link_or_copy(source, own / source.name)
+    return own / snapshot.kernel.name, own / snapshot.initrd.name
+
+
+def _spec(
+    name: str, paths: MachinePaths, board: Board, qemu: Qemu, kernel: Path, initrd: Path
+) -> VmSpec:
     return VmSpec(
         name=name,
         qemu=qemu,
         accel=board.accel,
         cpus=board.cpus,
         memory_mib=board.memory_mib,
-        kernel=snapshot.kernel,
-        initrd=snapshot.initrd,
+        kernel=kernel,
+        initrd=initrd,
         cmdline=board.cmdline,
         data_disk=paths.data_disk,
         disk_bytes=0,

@@ -291,6 +291,12 @@ def forget_suspension(paths: MachinePaths) -> None:
     fsync_directory(paths.root)
 
 
+def abandon(paths: MachinePaths) -> None:
+    """Forget it and remove the memory. Raises OSError: as `forget_suspension`."""
+    forget_suspension(paths)
+    drop_memory(paths)
+
+
 def drop_memory(paths: MachinePaths) -> None:
     """Remove the memory of a machine that was suspended and goes on, or never will."""
     shutil.rmtree(paths.suspended_memory, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,20 @@ def copy_sparse(
         fsync_directory(target.parent)
     except OSError as error:
         raise StorageError(f"cannot copy {source} to {target}: {error.strerror}") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Another name for a file that nobody changes; a copy where that is not possible.
+
+    Raises:
+        OSError: there is no `source`, or the disk is full.
+    """
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def _cloned_by_name(source: Path, target: Path) -> bool:
