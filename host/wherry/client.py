@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import h11
 
@@ -27,6 +27,8 @@ from wherry.hung import EngineHung, Guard
 from wherry.paths import Home, MachinePaths
 
 _API = "/v1.50"
+_SAFE = "/:@!$&'()*+,;=%"
+"""RFC 3986, section 3.3: what a path may have as it is, besides letters, digits and `-._~`."""
 _START_DEADLINE = 30.0
 """Seconds that another client may take to start the engine."""
 
@@ -353,7 +355,8 @@ def _json_lines(parts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 def _target(path: str, query: Mapping[str, object] | None) -> str:
     """Path and query; None is left out, True and False are 1 and 0, a tuple's items stand one by
-    one, other objects are JSON."""
+    one, other objects are JSON. In the path stands what a user typed: `?` or a space begin nothing
+    in it. `%` stays: who has a `/` in one segment has quoted it."""
     values: dict[str, str | list[str]] = {}
     for name, value in (query or {}).items():
         if isinstance(value, bool):
@@ -365,6 +368,7 @@ def _target(path: str, query: Mapping[str, object] | None) -> str:
         elif value is not None:
             values[name] = str(value)
     prefix = "" if path.startswith("/wherry/") else _API
+    path = quote(path, safe=_SAFE, errors="surrogateescape")
     return f"{prefix}{path}" + (f"?{urlencode(values, doseq=True)}" if values else "")
 
 

@@ -17,6 +17,7 @@ from wherry.cli import template
 from wherry.cli.main import wherry as root
 from wherry.cli.output import print_rows
 from wherry.cli.stats import _rows
+from wherry.client import _target
 from wherry.errors import EngineUnreachable, InvalidInput
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a POSIX shell's redirections and signals")
@@ -111,3 +112,20 @@ def test_every_command_and_every_flag_has_a_help_and_no_summary_is_cut_off() -> 
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert parameter.help, f"{path} {parameter.opts}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ("web", "web"),
+        ("caf\u00e9", "caf%C3%A9"),
+        ("a b", "a%20b"),
+        ("a?b#c", "a%3Fb%23c"),
+        ("\udcff", "%FF"),
+        ("r.example:5000/a/b:1", "r.example:5000/a/b:1"),
+        ("a/b@sha256:00", "a/b@sha256:00"),
+    ],
+)
+def test_a_name_stays_a_name_in_a_request_whatever_was_typed(typed: str, sent: str) -> None:
+    path = f"/wherry/v1/x/{typed}/json"
+    assert _target(path, {"n": 1}) == f"/wherry/v1/x/{sent}/json?n=1"
