@@ -26,7 +26,7 @@ _CHOICES = {"userns": ("host", "private")}
 _NUMBERS = ("cpus", "memory_mib", "disk_gib", "image_limit_gib")
 _FLAGS = ("template",)
 _DURATIONS = ("idle_stop",)
-_SHORTEST = 10.0
+_SHORTEST = 5.0
 """Seconds: less would put a machine aside between two commands."""
 
 

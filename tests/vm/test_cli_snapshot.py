@@ -27,7 +27,7 @@ TICKING = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
 def own(test_cache: Path) -> Iterator[Wherry]:
     """A machine that was booted, since the memory of restored ones stays with the host's file."""
     root = Path(tempfile.mkdtemp(prefix="ws-"))
-    (root / "config.yml").write_text("memory_mib: 1024\ncpus: 2\nidle_stop: 10s\n")
+    (root / "config.yml").write_text("memory_mib: 1024\ncpus: 2\nidle_stop: 5s\n")
     (root / "cache").symlink_to(test_cache)
     it = Wherry(Home(root))
     it.run("machine", "start", "--no-template", timeout=200, check=True)
