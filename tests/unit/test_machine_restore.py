@@ -20,6 +20,7 @@ from wherry.machine import Machine, MachineState
 from wherry.machine.accel import AccelChoice
 from wherry.machine.boot import Deadlines
 from wherry.machine.bringup import Tools
+from wherry.machine.disk import create_disk
 from wherry.machine.memoryfile import copy_memory
 from wherry.machine.template import Origin, Templates
 from wherry.osutil import ProcessIdentity, identify, is_alive, kill, wait_gone
@@ -381,6 +382,23 @@ def test_a_qemu_that_does_not_start_is_no_fault_of_the_template(root: Path) -> N
         with pytest.raises(BootFailed):
             await machine.ensure_running()
         assert [it["status"] for it in world.templates.all()] == ["good"]
+
+    play(root, work)
+
+
+def test_a_qemu_that_does_not_start_for_the_proof_marks_no_key(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(world: World) -> None:
+        def then_qemu_breaks(path: Path, size: int) -> None:
+            create_disk(path, size)
+            world.qemu.binary.chmod(0o644)
+
+        monkeypatch.setattr("wherry.machine.bake.create_disk", then_qemu_breaks)
+        machine = world.machine()
+        await machine.ensure_running()
+        await machine.until_template()
+        assert world.templates.all() == []
 
     play(root, work)
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wherry.errors import WherryError
+from wherry.errors import BootFailed, WherryError
 from wherry.machine.argv import MemoryFile, VmSpec
-from wherry.machine.boot import Deadlines, RunningQemu, await_agent
+from wherry.machine.boot import PHASES, Deadlines, RunningQemu, await_agent
 from wherry.machine.disk import create_disk
 from wherry.machine.guest import LinkPort, prepare, set_up
 from wherry.machine.identity import Identity
@@ -90,6 +90,8 @@ async def bake(
             try:
                 await oven.prove(template)
             except WherryError as error:
+                if isinstance(error, BootFailed) and error.phase == PHASES[0]:
+                    raise  # QEMU never came to the saved state: a file is gone, the disk is full
                 reason = str(error).partition("\n")[0]
                 await asyncio.to_thread(templates.mark_bad, key, reason, origin)
                 raise NotProven(f"the saved machine cannot be restored: {reason}") from error
