@@ -14,6 +14,7 @@ import pytest
 
 import wherry.__main__ as program
 from wherry.cli import template
+from wherry.cli.main import run
 from wherry.cli.main import wherry as root
 from wherry.cli.output import print_rows
 from wherry.cli.stats import _rows
@@ -129,3 +130,19 @@ def test_every_command_and_every_flag_has_a_help_and_no_summary_is_cut_off() -> 
 def test_a_name_stays_a_name_in_a_request_whatever_was_typed(typed: str, sent: str) -> None:
     path = f"/wherry/v1/x/{typed}/json"
     assert _target(path, {"n": 1}) == f"/wherry/v1/x/{sent}/json?n=1"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pul"], "No such command 'pul'. Did you mean 'pull'?"),
+        (["machine", "strat"], "Did you mean 'start'?"),
+        (["volume", "lst"], "Did you mean 'ls'?"),
+        (["xyzzy"], "No such command 'xyzzy'."),
+    ],
+)
+def test_a_mistyped_command_is_told_with_the_likely_one(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 125
+    assert expected in capsys.readouterr().err

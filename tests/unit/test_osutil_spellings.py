@@ -117,6 +117,12 @@ def test_the_same_archive_twice_is_no_conflict(folding: Path) -> None:
 def test_a_link_of_the_archive_is_not_followed_under_another_spelling(folding: Path) -> None:
     outside = folding / "outside"
     outside.mkdir()
+    try:
+        (folding / "try").symlink_to(outside)
+    except OSError:
+        pass  # Windows lets not everybody make one
+    if not (folding / "try").is_symlink():  # Wine says yes and makes none
+        pytest.skip("no symbolic links here")
     with pytest.raises(InvalidInput, match="its own link"):
         unpack(
             folding,

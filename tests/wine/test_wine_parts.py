@@ -28,7 +28,7 @@ def test_help_is_there_at_once(windows_python: Windows) -> None:
 
 
 SYSTEM = """osutil_files osutil_locks osutil_process osutil_host machine_find machine_argv
-    machine_disk machine_config keeper_parts keeper_proofs"""
+    osutil_spellings machine_disk machine_config keeper_parts keeper_proofs"""
 FORMATS = """wire_connection wire_frames erofs_writer image_reference image_media image_platform
     tar_reader"""
 
