@@ -1,7 +1,7 @@
 """Both kinds of foreign at once, and much of it: only in the long rounds (WHERRY_SOAK=1).
 
-An arm64 machine under software emulation runs emulated amd64 programs, and an amd64 machine configures a
-whole Debian of arm64.
+An arm64 machine under software emulation runs emulated amd64 programs, and an amd64 machine
+configures a whole Debian of arm64.
 """
 
 from __future__ import annotations
