@@ -34,8 +34,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     )
     monkeypatch.setattr(trimming, "ioctl", ioctl)
     monkeypatch.setattr(trimming, "_os", system)
-    monkeypatch.setattr(trimming.os, "open", lambda _path, _flags: 99)
-    monkeypatch.setattr(trimming.os, "close", lambda _fd: None)
+    files = SimpleNamespace(open=lambda _path, _flags: 99, close=lambda _fd: None, O_RDONLY=0)
+    monkeypatch.setattr(trimming, "os", files)
     return ranges
 
 
