@@ -30,6 +30,9 @@ class Values:
     hostname: str = ""
     sources: tuple[str, ...] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 def split_spec(spec: Mapping[str, Any]) -> tuple[dict[str, Any], Values]:
     """A spec as its shape and its values. `spec` is not changed."""

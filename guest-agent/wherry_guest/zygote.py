@@ -28,7 +28,7 @@ import os
 import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.shapes import split_process, split_spec
@@ -70,6 +70,9 @@ class Rootfs:
     lowerdirs: tuple[str, ...]
     upperdir: str | None = None
     workdir: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,7 @@ class Zygote:
         stdio: tuple[int, int, int] | None,
         tty: bool,
         cgroup: str,
+        keep: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Start a container: answered by Started or SpawnFailed.
 
@@ -178,16 +182,24 @@ class Zygote:
             stdio: the three descriptors; None with tty (the terminal comes with Started).
             cgroup: path below the containers' cgroup, "ID"; made here, removed here only when the
                 start fails.
+            keep: as with `keep`, and in the same message.
         """
-        header = {"op": "spawn", "key": key, "tty": tty, "cgroup": cgroup}
-        body: dict[str, Any] = {"rootfs": asdict(rootfs)}
+        header: dict[str, Any] = {"op": "spawn", "key": key, "tty": tty, "cgroup": cgroup}
+        body: dict[str, Any] = {"rootfs": rootfs.as_json()}
+        more: list[int] = []
+        for name, fds in (keep or {}).items():
+            if self._most_shapes:
+                header.setdefault("keep", []).append((name, len(fds)))
+                more += fds
+            else:
+                self.keep(name, fds)
         if self._most_shapes:
             shape, values = split_spec(spec)
             header["shape"] = self._shape_number(shape)
-            body["values"] = asdict(values)
+            body["values"] = values.as_json()
         else:
             body["spec"] = spec
-        self._start(header, body, stdio)
+        self._start(header, body, stdio, more)
 
     def exec(
         self,
@@ -208,7 +220,7 @@ class Zygote:
         if self._most_shapes:
             shape, values = split_process(process)
             header["shape"] = self._shape_number(shape)
-            body = {"values": asdict(values)}
+            body = {"values": values.as_json()}
         else:
             body = {"process": process}
         self._start(header, body, stdio)
@@ -227,9 +239,19 @@ class Zygote:
         """Ask for all that is kept: answered by one Kept."""
         self._send({"op": "fetch"})
 
-    def forget(self, key: str) -> None:
-        """Free the key of an exited process, whose exit is stored for good; others are ignored."""
-        self._send({"op": "forget", "key": key})
+    def forget(self, key: str, drop: Sequence[str] = ()) -> None:
+        """Free the key of an exited process, whose exit is stored for good; others are ignored.
+
+        Args:
+            drop: as with `drop`, and in the same message.
+        """
+        header: dict[str, Any] = {"op": "forget", "key": key}
+        if drop and self._most_shapes:
+            header["drop"] = list(drop)
+        else:
+            for name in drop:
+                self.drop(name)
+        self._send(header)
 
     def replace_agent(self, directory: str, digest: str) -> None:
         """Put another agent in this one's place.
@@ -266,11 +288,15 @@ class Zygote:
         return self._info
 
     def _start(
-        self, header: dict[str, Any], body: Mapping[str, Any], stdio: tuple[int, int, int] | None
+        self,
+        header: dict[str, Any],
+        body: Mapping[str, Any],
+        stdio: tuple[int, int, int] | None,
+        more: Sequence[int] = (),
     ) -> None:
         if (stdio is None) != header["tty"]:
             raise ValueError("stdio is given when tty is not, and only then")
-        self._send(header, json.dumps(body).encode(), stdio or ())
+        self._send(header, json.dumps(body).encode(), (*(stdio or ()), *more))
 
     def _shape_number(self, shape: dict[str, Any]) -> int:
         """The number that PID 1 knows it by; a new one takes the place of the least used."""

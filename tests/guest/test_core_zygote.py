@@ -39,6 +39,22 @@ def exec_lines(machine: Machine, container: Running, *args: str, **fields: objec
     return result.stdout.splitlines()
 
 
+def test_what_is_kept_with_a_spawn_is_dropped_with_the_forgetting(machine: Machine) -> None:
+    key, pipe, null = machine.new_key(), os.pipe(), os.open(os.devnull, os.O_RDWR)
+    keep = {"both ends": pipe, "one": pipe[:1]}
+    rootfs = machine.rootfs(key)
+    machine.zygote.spawn(key, machine.spec("true"), rootfs, (null,) * 3, False, key, keep)
+    machine.exited(key)
+    kept = machine.kept().descriptors
+    assert {name: len(fds) for name, fds in kept.items()} == {"both ends": 2, "one": 1}
+    assert os.fstat(kept["one"][0]).st_ino == os.fstat(pipe[0]).st_ino
+    for fd in (*pipe, null, *(it for fds in kept.values() for it in fds)):
+        os.close(fd)
+    machine.zygote.forget(key, list(keep))
+    assert machine.kept().descriptors == {}
+    machine.wait(f"{key} to start", lambda message: message.key == key, Started)
+
+
 # Exec.
 
 

@@ -57,7 +57,10 @@ class FakeZygote:
         stdio: tuple[int, int, int] | None,
         tty: bool,
         cgroup: str,
+        keep: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        for name, fds in (keep or {}).items():
+            self.keep(name, fds)
         self._run(key, spec["process"], stdio)
 
     def exec(
@@ -82,8 +85,9 @@ class FakeZygote:
     def fetch(self) -> None:
         self._say(Kept({name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}))
 
-    def forget(self, key: str) -> None:
-        pass
+    def forget(self, key: str, drop: Sequence[str] = ()) -> None:
+        for name in drop:
+            self.drop(name)
 
     def replace_agent(self, directory: str, digest: str) -> None:
         self.replaced_by = (directory, digest)

@@ -55,6 +55,39 @@ def test_packets_of_any_size_and_their_descriptors_arrive(size: int, count: int)
 
 
 @linux_only
+def test_a_pid_1_that_remembers_shapes_gets_them_once_and_what_to_keep_with_the_spawn(
+    ends: tuple[Zygote, socket.socket],
+) -> None:
+    zygote, pid1 = ends
+    hello = {"event": "hello", "version": "1", "directory": "/x", "shapes": 1}
+    assert send_packet(pid1, hello)
+    zygote.receive()
+    spec = {"ociVersion": "1.2.0", "process": {"args": ["a"], "cwd": "/"}}
+    rootfs = Rootfs(("1",), "/u", "/w")
+    with Path(os.devnull).open() as null:
+        fd = null.fileno()
+        for key in ("k", "l"):
+            zygote.spawn(key, spec, rootfs, (fd,) * 3, False, "c", {"out": [fd, fd], "in": [fd]})
+    packets = [receive_packet(pid1) for _ in range(3)]
+    headers = [packet.header for packet in packets if packet is not None]
+    spawn = {"op": "spawn", "tty": False, "cgroup": "c", "shape": 0}
+    assert headers == [
+        {"op": "shape", "number": 0},
+        {**spawn, "key": "k", "keep": [["out", 2], ["in", 1]]},
+        {**spawn, "key": "l", "keep": [["out", 2], ["in", 1]]},
+    ]
+    assert [len(packet.fds) for packet in packets if packet is not None] == [0, 6, 6]
+    for packet in packets:
+        assert packet is not None
+        for fd in packet.fds:
+            os.close(fd)
+    zygote.forget("k", ["out", "in"])
+    packet = receive_packet(pid1)
+    assert packet is not None
+    assert packet.header == {"op": "forget", "key": "k", "drop": ["out", "in"]}
+
+
+@linux_only
 def test_spawn_says_all_and_leaves_the_callers_descriptors(
     ends: tuple[Zygote, socket.socket],
 ) -> None:

@@ -21,7 +21,13 @@ from typing import Any, Final
 
 from wherry_guest.agent.crash import CrashWatch
 from wherry_guest.agent.health import Check, Health
-from wherry_guest.agent.kernel import TIOCSWINSZ, big_pipe, ioctl, write_atomically
+from wherry_guest.agent.kernel import (
+    TIOCSWINSZ,
+    big_pipe,
+    ioctl,
+    make_directory,
+    write_atomically,
+)
 from wherry_guest.agent.logfile import STDERR, STDOUT, Limits
 from wherry_guest.agent.logs import Log, Output, Unlogged
 from wherry_guest.agent.paths import ContainerPaths
@@ -67,6 +73,10 @@ class Exit:
     restart_count: int = 0
     error: str = ""
     health: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The event's payload."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +183,7 @@ class Container:
 
     def keep_request(self, request: Request) -> None:
         """What its policy starts from now on; kept only where there is one."""
-        self.paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(str(self.paths.run), 0o700)
         if self.restarts.policy.active:
             self.request = request
             write_atomically(self.paths.request, json.dumps(dict(request.params)))
@@ -189,8 +199,9 @@ class Container:
         self.pid = message.pid
         self.started_ns = message.started_ns
         again = self.exit is not None
-        self.exit = None
-        self.paths.exit.unlink(missing_ok=True)
+        if again:
+            self.exit = None
+            self.paths.exit.unlink(missing_ok=True)
         self.stdio = None
         self.log.start()
         self._open_pidfd()
@@ -266,7 +277,7 @@ class Container:
         self.status = Status.WAITING if exit.restarting else Status.EXITED
         self.exit = exit
         try:
-            write_atomically(self.paths.exit, json.dumps(asdict(exit)))
+            write_atomically(self.paths.exit, json.dumps(exit.as_json()))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -316,7 +327,7 @@ class Container:
             "status": self._listed_status(),
             "pid": self.pid,
             "started_ns": self.started_ns,
-            "exit": None if self.exit is None else asdict(self.exit),
+            "exit": None if self.exit is None else self.exit.as_json(),
             "log_bytes": self.log_bytes(),
             "restart_count": self.restarts.count,
             "health": None if self.health is None else self.health.as_json(),
@@ -331,13 +342,12 @@ class Container:
 
     def save(self) -> None:
         """Write state.json, for a new agent."""
-        self.paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = {
             "status": self.status.value,
-            "options": asdict(self.options),
+            "options": self.options.as_json(),
             "pid": self.pid,
             "started_ns": self.started_ns,
-            "exit": None if self.exit is None else asdict(self.exit),
+            "exit": None if self.exit is None else self.exit.as_json(),
             "restarts": self.restarts.saved(),
             "waits_until": self.waits_until,
             "paused": self.paused,

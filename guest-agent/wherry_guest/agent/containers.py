@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,8 +189,8 @@ class Containers:
     def remove(self, params: Params) -> Answer:
         """`container.remove`; the deleting itself goes on after the answer."""
         id = params.identifier("id")
-        paths = self._paths.container(id)
         container = self._containers.get(id)
+        paths = self._paths.container(id) if container is None else container.paths
         if container is not None and container.alive:
             raise CallError("conflict", f"container {id} is running")
         if container is not None:
@@ -327,7 +327,7 @@ class Containers:
         """Emit every exit of this boot again: a new agent does not know which the engine has."""
         for container in self._containers.values():
             if container.exit is not None and container.paths.state.exists():
-                self._channel().emit("container.exit", asdict(container.exit))
+                self._channel().emit("container.exit", container.exit.as_json())
 
     # Starting.
 
@@ -355,11 +355,11 @@ class Containers:
             rootfs = self._preparer.rootfs(container.paths, container.options.lowerdirs)
             spec = self._preparer.spec(request, container)
             container.stdio = stdio = Stdio.make(container.options)
+            keep = {_OUTPUT + request.id: stdio.outputs}
             if stdio.stdin is not None:
-                self._zygote.keep(_STDIN + request.id, [stdio.stdin])
-            self._zygote.keep(_OUTPUT + request.id, stdio.outputs)
+                keep[_STDIN + request.id] = (stdio.stdin,)
             key = KEY + request.id
-            self._zygote.spawn(key, spec, rootfs, stdio.child, request.tty, request.id)
+            self._zygote.spawn(key, spec, rootfs, stdio.child, request.tty, request.id, keep)
             stdio.close_child()
         except OSError as error:
             message = f"prepare the container: {one_line(error)}"
@@ -405,14 +405,15 @@ class Containers:
         code, number = read_exit_code(ending.status)
         ran = max(0, ending.time_ns - container.started_ns) / 1e9
         delay = None if self._closing else container.restarts.after_exit(code, ran)
+        kills = 0
         if container.oom_watch is not None:
-            self._oom.unwatch(container.oom_watch)  # tells what it has not told yet
+            kills = self._oom.unwatch(container.oom_watch)  # tells what it has not told yet
             container.oom_watch = None
         exit = Exit(
             id=container.id,
             exit_code=code,
             signal=number,
-            oom=oom_kills(container.paths.memory_events) > 0,
+            oom=kills > 0,
             started_ns=container.started_ns,
             finished_ns=ending.time_ns,
             log_bytes=container.log.size,
@@ -426,7 +427,7 @@ class Containers:
         else:
             container.waits_until = self._loop.time() + delay
         container.finished(exit)
-        self._channel().emit("container.exit", asdict(exit))
+        self._channel().emit("container.exit", exit.as_json())
         self._leaving.add(container.id)
         self._loop.call_soon(lambda: self._let_go(container))  # when the event is on its way
         if delay is not None:
@@ -440,9 +441,10 @@ class Containers:
         container.save()
         self._preparer.ended(container.paths)
         try:
-            self._zygote.drop(_STDIN + container.id)
-            self._zygote.drop(_OUTPUT + container.id)
-            self._zygote.forget(KEY + container.id)
+            kept = [_OUTPUT + container.id]
+            if container.options.open_stdin:
+                kept.append(_STDIN + container.id)
+            self._zygote.forget(KEY + container.id, kept)
         except ZygoteError:
             return  # PID 1 is gone: whoever listens to it hears of that next
         run(self._cgroup_removed(container))  # when it fails, the next start says so
@@ -489,7 +491,7 @@ class Containers:
         if container.exit is not None:
             container.set_exit(replace(container.exit, restarting=False, **changes))
             container.save()
-            self._channel().emit("container.exit", asdict(container.exit))
+            self._channel().emit("container.exit", container.exit.as_json())
         self._layers.release(KEY + container.id)
 
     async def _cgroup_removed(self, container: Container) -> None:
@@ -529,10 +531,11 @@ class Containers:
 
 
 def _remove_files(directory: Path) -> None:
-    if directory.is_dir():
-        for path in directory.iterdir():
-            if path.is_dir():
-                path.rmdir()  # what was mounted there is not any more
-            else:
-                path.unlink()
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                # a directory: what was mounted there is not any more
+                (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
         directory.rmdir()
+    except FileNotFoundError:
+        return

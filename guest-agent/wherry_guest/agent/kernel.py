@@ -96,6 +96,17 @@ def kill_cgroup(directory: Path) -> bool:
     return True
 
 
+def make_directory(path: str, mode: int = 0o777) -> bool:
+    """mkdir -p; whether it was missing."""
+    try:
+        os.mkdir(path, mode)  # noqa: PTH102 - as in write_file
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(path, mode)  # noqa: PTH103 - as in write_file
+    return True
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that a reader (also one after a crash of this process) sees old or new."""
     name = os.fspath(path)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wherry_guest.agent.kernel import bytes_available, hung_up
+from wherry_guest.agent.kernel import bytes_available, hung_up, make_directory
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -177,15 +177,15 @@ class LogFile:
     )
 
     def __init__(self, directory: Path, limits: Limits = UNLIMITED) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = make_directory(str(directory), 0o700)
         self._directory = directory
         self._limits = limits
         self._checkpoint = directory / "checkpoint"
         self._checkpointed = 0
         self._notes = -1
-        self._segments = _unbroken(directory)
+        self._segments = [_segment(directory, 0)] if fresh else _unbroken(directory)
         self._fd = self._segments[-1].open()
-        self.size = self._recover()
+        self.size = 0 if fresh else self._recover()
 
     @property
     def first(self) -> int:
@@ -317,7 +317,8 @@ class LogFile:
             if have > 0:
                 self._shorten(good, have)
                 return base + end
-        os.ftruncate(self._fd, good)
+        if good != end:
+            os.ftruncate(self._fd, good)
         return base + good
 
     def _scan(self, position: int, end: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,8 +40,6 @@ class OomWatcher:
 
     def watch(self, memory_events: Path, on_kill: Callable[[], None]) -> int | None:
         """Begin; returns what `unwatch` takes, None when the cgroup has no memory controller."""
-        if not memory_events.exists():
-            return None
         if self._libc is None:
             self._libc = ctypes.CDLL(None, use_errno=True)  # once: each makes a class of its own
         libc = self._libc
@@ -51,14 +50,17 @@ class OomWatcher:
             self._loop.add_reader(self._fd, self._changed)
         watch: int = libc.inotify_add_watch(self._fd, os.fsencode(memory_events), _IN_MODIFY)
         if watch < 0:
+            if ctypes.get_errno() == errno.ENOENT:
+                return None
             oserror("inotify_add_watch", str(memory_events))
         self._watched[watch] = _Watched(memory_events, oom_kills(memory_events), on_kill)
         return watch
 
-    def unwatch(self, watch: int) -> None:
-        """Look once more, then forget; the kernel drops its part with the cgroup."""
+    def unwatch(self, watch: int) -> int:
+        """Look once more, then forget; the kernel drops its part with the cgroup. All its kills."""
         self._look(watch)
-        self._watched.pop(watch, None)
+        watched = self._watched.pop(watch, None)
+        return 0 if watched is None else watched.kills
 
     def _changed(self) -> None:
         data = os.read(self._fd, 64 * _EVENT_BYTES)

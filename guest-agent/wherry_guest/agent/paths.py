@@ -1,12 +1,16 @@
-"""Where the agent keeps things in the guest, once. Pure."""
+"""Where the agent keeps things in the guest, once. Pure.
+
+A path is made when it is first asked for, and kept: making one costs more than many a system call.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ContainerPaths:
     """The files of one container: `data` is on the data disk, `run` is gone with the machine."""
 
@@ -14,48 +18,48 @@ class ContainerPaths:
     run: Path
     cgroup: Path
 
-    @property
+    @cached_property
     def upper(self) -> Path:
         return self.data / "upper"
 
-    @property
+    @cached_property
     def work(self) -> Path:
         return self.data / "work"
 
-    @property
+    @cached_property
     def log(self) -> Path:
         """The directory of the log."""
         return self.data / "log"
 
-    @property
+    @cached_property
     def exit(self) -> Path:
         """The last exit, as in the event."""
         return self.data / "exit.json"
 
-    @property
+    @cached_property
     def state(self) -> Path:
         return self.run / "state.json"
 
-    @property
+    @cached_property
     def request(self) -> Path:
         """What a restart policy starts again: the parameters of `container.start`."""
         return self.run / "request.json"
 
-    @property
+    @cached_property
     def health(self) -> Path:
         return self.run / "health.json"
 
-    @property
+    @cached_property
     def shm(self) -> Path:
         """A /dev/shm that other containers may join is mounted here."""
         return self.run / "shm"
 
-    @property
+    @cached_property
     def memory_events(self) -> Path:
         return self.cgroup / "memory.events"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Paths:
     """The roots: `run` (tmpfs), `data` (the data disk), `cgroups` (made by PID 1)."""
 
@@ -63,34 +67,34 @@ class Paths:
     data: Path = Path("/var/lib/wherry")
     cgroups: Path = Path("/sys/fs/cgroup/containers")
 
-    @property
+    @cached_property
     def ssh_cgroup(self) -> Path:
         """What people run in the machine itself."""
         return self.cgroups.parent / "ssh"
 
-    @property
+    @cached_property
     def setup(self) -> Path:
         """The answer of this boot's `system.setup`."""
         return self.run / "setup.json"
 
-    @property
+    @cached_property
     def execs(self) -> Path:
         return self.run / "execs"
 
-    @property
+    @cached_property
     def layers(self) -> Path:
         """The layers' mount points."""
         return self.run / "l"
 
-    @property
+    @cached_property
     def containers(self) -> Path:
         return self.data / "containers"
 
-    @property
+    @cached_property
     def volumes(self) -> Path:
         return self.data / "volumes"
 
-    @property
+    @cached_property
     def trash(self) -> Path:
         """What is being deleted; on the data disk, so that getting there is one rename."""
         return self.data / "trash"

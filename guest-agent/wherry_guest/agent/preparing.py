@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wherry_guest.agent.container import Container
-from wherry_guest.agent.kernel import is_safe_name, write_file
+from wherry_guest.agent.kernel import is_safe_name, make_directory, write_file
 from wherry_guest.agent.paths import ContainerPaths, Paths
 from wherry_guest.agent.request import BLOCK_IO, FILES, Request, with_size
 from wherry_guest.agent.volumes import Volumes
@@ -75,15 +75,15 @@ class Preparer:
 
     def rootfs(self, paths: ContainerPaths, lowerdirs: tuple[str, ...]) -> Rootfs:
         """The container's overlay; its writable directories are made when they are missing."""
-        if not paths.upper.exists():
-            paths.upper.mkdir(parents=True)
-            if lowerdirs:
-                # The upper directory is `/` itself: its mode and owner are what processes see.
-                top = (self._paths.layers / lowerdirs[0]).stat()
-                _os.chown(paths.upper, top.st_uid, top.st_gid)
-                paths.upper.chmod(top.st_mode & 0o7777)
-        paths.work.mkdir(exist_ok=True)
-        return Rootfs(lowerdirs, str(paths.upper), str(paths.work))
+        upper, work = str(paths.upper), str(paths.work)
+        if make_directory(upper) and lowerdirs:
+            # The upper directory is `/` itself: its mode and owner are what processes see.
+            top = os.stat(f"{self._paths.layers}/{lowerdirs[0]}")  # noqa: PTH116 - as write_file
+            if top.st_uid or top.st_gid:
+                _os.chown(upper, top.st_uid, top.st_gid)
+            paths.upper.chmod(top.st_mode & 0o7777)
+        make_directory(work)
+        return Rootfs(lowerdirs, upper, work)
 
     def volume_mounts(self, mounts: Sequence[Mapping[str, Any]], has_run: bool) -> list[Spec]:
         """Of a spec's mounts those of volumes, with their directories. CallError, OSError."""

@@ -43,6 +43,11 @@ class Options:
     emulated: bool = False
     buffer: int = 0
 
+    def as_json(self) -> dict[str, Any]:
+        """As it is kept for a new agent."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return {**plain, "limits": {it: getattr(self.limits, it) for it in Limits.__slots__}}
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -41,10 +41,15 @@ class Trash:
         Raises:
             OSError: it could not be renamed. A path that does not exist is fine.
         """
-        if not path.exists():
-            return
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.rename(self._fresh_name())
+        for _ in range(2):
+            try:
+                path.rename(self._fresh_name())
+            except FileNotFoundError:
+                if not path.exists():
+                    return
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            else:
+                break
         self.empty()
 
     def empty(self) -> None:

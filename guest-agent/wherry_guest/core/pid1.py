@@ -103,12 +103,12 @@ class Pid1:
         self._epoll.register(self._wake, _select.EPOLLIN)
         self._operations: dict[str, Callable[[Packet], None]] = {
             "shape": self.nursery.learn,
-            "spawn": self.nursery.spawn,
+            "spawn": self._spawn,
             "exec": self.nursery.exec,
             "keep": self._keep,
             "drop": lambda packet: self._drop(packet.header["name"]),
             "fetch": self._fetch,
-            "forget": lambda packet: self.nursery.forget(packet.header["key"]),
+            "forget": self._forget,
             "replace": self._replace,
             "poweroff": lambda packet: kernel.reboot(RB_POWER_OFF),
             "reboot": lambda packet: kernel.reboot(RB_AUTOBOOT),
@@ -169,6 +169,19 @@ class Pid1:
         finally:
             for fd in packet.fds:
                 os.close(fd)
+
+    def _spawn(self, packet: Packet) -> None:
+        """What is to be kept comes last among the descriptors, in the order of its names."""
+        for name, count in reversed(packet.header.pop("keep", [])):
+            self._drop(name)
+            self._store[name] = packet.fds[-count:]
+            del packet.fds[-count:]
+        self.nursery.spawn(packet)
+
+    def _forget(self, packet: Packet) -> None:
+        for name in packet.header.get("drop", []):
+            self._drop(name)
+        self.nursery.forget(packet.header["key"])
 
     def _keep(self, packet: Packet) -> None:
         name = packet.header["name"]
