@@ -170,6 +170,15 @@ def test_a_rewind_that_cannot_be_prepared_changes_nothing(paths: MachinePaths) -
     assert paths.data_disk.read_bytes() == b"disk now"
 
 
+def test_a_rewind_that_cannot_be_finished_says_how_to_do_without(paths: MachinePaths) -> None:
+    prepare_rewind(paths, saved(paths))
+    (paths.rewind / "origin.json").write_text("{}")
+    with pytest.raises(StorageError, match="cannot be put back") as caught:
+        finish_rewind(paths)
+    assert str(paths.rewind) in str(caught.value.hint)
+    assert paths.data_disk.read_bytes() == b"disk now"
+
+
 def test_a_snapshot_of_a_disk_alone_has_the_machine_boot(paths: MachinePaths) -> None:
     snapshot = saved(paths)
     shutil.rmtree(snapshot.directory)

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 
+from wherry.errors import StorageError
 from wherry.machine.endpoints import forget_sockets
 from wherry.machine.record import read_record
 from wherry.machine.snapshot import (
@@ -58,10 +59,20 @@ def finish_rewind(paths: MachinePaths) -> str | None:
     Nobody may have the machine's rows open. What still runs of it is ended.
 
     Raises:
-        OSError: it cannot be put in place; the next call tries again.
+        StorageError: it cannot be put in place; the next call tries again.
     """
     if not paths.rewind.is_dir():
         return None
+    try:
+        return _finish(paths)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"the machine cannot be put back to its snapshot: {error}",
+            hint=f"it is tried again at each start; without {paths.rewind} it stays as it is",
+        ) from error
+
+
+def _finish(paths: MachinePaths) -> str:
     name = str(json.loads((paths.rewind / _ORIGIN).read_bytes())["snapshot"])
     logger.info("the machine goes back to its snapshot %s", name)
     record = read_record(paths.qemu_record)
