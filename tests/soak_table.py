@@ -13,7 +13,7 @@ TABLE = ROOT / "docs" / "soak.md"
 _HEAD = """# Long rounds
 
 What `make soak` has run. A row is written by its test when that has passed; the faults are those of
-[faults.md](faults.md).
+[faults.md](faults.md). Fewer rounds than the test's own are a shorter run of the same test.
 
 | rounds of | how many | figures | when, where |
 """

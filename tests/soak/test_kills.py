@@ -72,7 +72,11 @@ def test_a_kill_loses_nothing_that_was_acknowledged(
     print(f"seed {seed}")
     for _ in range(ROUNDS):
         _round(wherry, ledger, bystander, victim, moments)
-    record(f"kill -9: {victim}", ROUNDS, f"{ledger.check()} acknowledged lines, none lost")
+    record(
+        f"kill -9: {victim}",
+        ROUNDS,
+        f"{ledger.check()} lines on the disk, no acknowledged one lost",
+    )
 
 
 def _round(

@@ -95,7 +95,9 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
     with Ledger(wherry, "ledger") as ledger:
         for number in range(ROUNDS):
             _round(wherry, image, ledger, number, moments.uniform(0.3, 3.0))
-        record("power cuts", ROUNDS, f"{ledger.check()} acknowledged lines, none lost")
+        record(
+            "power cuts", ROUNDS, f"{ledger.check()} lines on the disk, no acknowledged one lost"
+        )
 
 
 def _round(wherry: Wherry, image: Path, ledger: Ledger, number: int, seconds: float) -> None:
