@@ -75,7 +75,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged(
     record(
         f"kill -9: {victim}",
         ROUNDS,
-        f"{ledger.check()} lines on the disk, no acknowledged one lost",
+        f"{ledger.check()} lines on the disk, none acknowledged is lost",
     )
 
 

@@ -96,7 +96,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
         for number in range(ROUNDS):
             _round(wherry, image, ledger, number, moments.uniform(0.3, 3.0))
         record(
-            "power cuts", ROUNDS, f"{ledger.check()} lines on the disk, no acknowledged one lost"
+            "power cuts", ROUNDS, f"{ledger.check()} lines on the disk, none acknowledged is lost"
         )
 
 
