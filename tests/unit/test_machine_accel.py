@@ -16,6 +16,7 @@ from wherry.machine.accel import (
     candidate,
     choose_accel,
     cpu_model,
+    kernel_options,
 )
 from wherry.machine.find import Qemu
 
@@ -123,6 +124,12 @@ def test_each_system_has_its_hardware_accelerator(
 def test_hardware_gets_the_hosts_processor_and_emulation_a_rich_one() -> None:
     assert cpu_model("amd64", "kvm") == cpu_model("arm64", "hvf") == "host"
     assert cpu_model("amd64", "tcg").startswith("max")
+
+
+def test_only_emulated_kernels_are_told_to_leave_out_mitigations() -> None:
+    assert kernel_options("amd64", "kvm") == kernel_options("arm64", "hvf") == ""
+    assert kernel_options("amd64", "tcg").split() == ["mitigations=off", "no_timer_check"]
+    assert kernel_options("arm64", "tcg") == "mitigations=off"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,18 @@ def cpu_model(arch: str, accel: str) -> str:
     return "max,pauth-impdef=on" if accel == "tcg" else "host"
 
 
+def kernel_options(arch: str, accel: str) -> str:
+    """What the guest's kernel is told besides (Linux, admin-guide/kernel-parameters.rst).
+
+    Emulated processors speculate nothing, and every retpoline is translated code that runs: without
+    the mitigations a guest does the same with less. And on a busy host an emulated timer can be too
+    late for the kernel's trial of the IO-APIC, which then panics.
+    """
+    if accel != "tcg":
+        return ""
+    return "mitigations=off no_timer_check" if arch == "amd64" else "mitigations=off"
+
+
 def accel_option(qemu: Qemu, accel: str) -> str:
     """The `-accel` of machines and probes.
 

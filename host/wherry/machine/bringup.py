@@ -15,7 +15,7 @@ from typing import Any
 
 from wherry.errors import AgentError, Conflict, LinkError, MachineError, StorageError, WherryError
 from wherry.link import local_socket, open_link
-from wherry.machine.accel import AccelChoice, choose_accel
+from wherry.machine.accel import AccelChoice, choose_accel, kernel_options
 from wherry.machine.adopt import find_running
 from wherry.machine.argv import VmSpec, has_balloon
 from wherry.machine.boot import (
@@ -314,7 +314,7 @@ class Bringup:
             memory_mib=config.memory_mib,
             kernel=image.fast_kernel if choice.name == "tcg" and qemu.boots_elf else image.kernel,
             initrd=files.combined(self.tools.agent_cpio()),
-            cmdline=image.cmdline,
+            cmdline=f"{image.cmdline} {kernel_options(qemu.arch, choice.name)}".rstrip(),
             data_disk=self.paths.data_disk,
             disk_bytes=disk_size(self.paths.data_disk),
             cpu=config.cpu,
