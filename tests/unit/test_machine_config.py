@@ -134,15 +134,19 @@ def test_an_initrd_is_made_once_and_again_when_there_is_byte_code(tmp_path: Path
     files.keep_bytecode(b"070701xx")
     second = files.combined(b"agent")
     assert second != first
-    assert not first.exists()
 
 
-def test_byte_code_of_another_agent_goes(tmp_path: Path) -> None:
-    boot_files(tmp_path, "old" * 20).keep_bytecode(b"070701xx")
-    new = boot_files(tmp_path, "new" * 20)
-    assert not new.bytecode.exists()
-    new.keep_bytecode(b"070701yy")
-    assert [path.name for path in tmp_path.glob("bytecode-*")] == [new.bytecode.name]
+def test_files_of_agents_are_kept_side_by_side_until_they_are_many(tmp_path: Path) -> None:
+    for number in range(6):
+        files = boot_files(tmp_path, f"{number}" * 64)
+        assert not files.bytecode.exists()
+        files.keep_bytecode(b"070701xx")
+        boot = files.combined(b"agent%d" % number)
+        for file in (files.bytecode, boot):
+            os.utime(file, ns=(number, number))
+    kept = [path.name[9] for path in tmp_path.glob("bytecode-*")]
+    assert sorted(kept) == ["2", "3", "4", "5"]
+    assert len(list(tmp_path.glob("boot-*"))) == 4
 
 
 def test_what_is_no_archive_is_not_kept(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ any container ran in it, and belongs to one image and one agent.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ BYTECODE_LIMIT = 32 << 20
 
 _CPIO_MAGIC = b"070701"
 """newc, cpio(5)."""
+
+_KEPT = 4
+"""Files of a kind: an engine of another version, which has its own, may be about to boot."""
 
 _ALIGNMENT = 512
 """The kernel wants each archive to begin at a multiple of 4 (init/initramfs.c)."""
@@ -42,28 +46,26 @@ class BootFiles:
         return self.directory / f"bytecode-{self.agent_digest[:16]}.cpio"
 
     def combined(self, agent: bytes) -> Path:
-        """The three archives in one file, made when it is not there yet; others are removed."""
+        """The three archives in one file, made when it is not there yet; the eldest others go."""
         with lock_file(self.directory / "initrd.lock"):
             bytecode = self.bytecode.read_bytes() if self.bytecode.is_file() else b""
             key = hashlib.sha256(agent + bytecode).hexdigest()[:16]
             target = self.directory / f"boot-{key}.initrd"
             if not target.is_file():
-                for old in self.directory.glob("boot-*"):
-                    old.unlink(missing_ok=True)
                 self._write(target, (agent, bytecode))
+                _keep_newest(self.directory.glob("boot-*"))
         return target
 
     def keep_bytecode(self, archive: bytes) -> None:
-        """Store what the guest sent for later boots; that of other agents goes.
+        """Store what the guest sent for later boots; that of the eldest other agents goes.
 
         Raises:
             MachineError: it is no cpio archive.
         """
         if not archive.startswith(_CPIO_MAGIC) or len(archive) % 4:
             raise MachineError("the guest's byte code is no cpio archive")
-        for old in self.directory.glob("bytecode-*.cpio"):
-            old.unlink(missing_ok=True)
         atomic_write(self.bytecode, archive)
+        _keep_newest(self.directory.glob("bytecode-*.cpio"))
 
     def _write(self, target: Path, appended: Sequence[bytes]) -> None:
         temporary = target.with_suffix(".new")
@@ -76,3 +78,13 @@ class BootFiles:
             file.flush()
             sync_descriptor(file.fileno())
         temporary.replace(target)
+
+
+def _keep_newest(files: Iterable[Path]) -> None:
+    """Of files that others may remove at the same time."""
+    dated = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            dated.append((file.stat().st_mtime_ns, file))
+    for _, old in sorted(dated, reverse=True)[_KEPT:]:
+        old.unlink(missing_ok=True)
