@@ -95,6 +95,7 @@ def last_line(error: BaseException) -> str:
 
 def _boot(kernel: Kernel) -> None:
     os.umask(0o022)
+    os.chmod("/", 0o755)  # noqa: PTH101 - pathlib is slow to import; the kernel makes it 1777
     make_pivotable_root(kernel)
     mount_filesystems(kernel)
     open_console(kernel)
