@@ -96,7 +96,8 @@ def test_a_tag_goes_back(cli: Wherry) -> None:
 
 def test_prune_asks_first(cli: Wherry) -> None:
     imported(cli, ONE, "mine:1")
-    assert cli.run("image", "prune", "-a", check=True).stdout == b""
+    assert cli.run("image", "prune", "-a").returncode == 130  # nobody answered
+    assert cli.run("image", "prune", "-a", input=b"n\n", check=True).stdout == b""
     assert cli.out("images", "-q") != ""
     gone = cli.out("image", "prune", "-a", input=b"y\n")
     assert "untagged: mine:1" in gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -146,3 +147,12 @@ def test_a_mistyped_command_is_told_with_the_likely_one(
 ) -> None:
     assert run(words) == 125
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["system", "image"])
+def test_a_question_that_nobody_answers_is_no_success(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run([command, "prune"]) == 130
+    assert capsys.readouterr().err.endswith("[y/N]: \n")

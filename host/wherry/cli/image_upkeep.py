@@ -64,11 +64,9 @@ def _which(everything: bool) -> str:
 
 
 def confirmed(warning: str) -> bool:
-    """Ask whether to go on; no answer (the end of the input) is a no."""
-    try:
-        return click.confirm(f"WARNING! {warning}\nAre you sure you want to continue?", err=True)
-    except click.Abort:
-        return False
+    """Ask whether to go on. No answer, by Ctrl-C or the end of the input, ends the command: a
+    script is not to believe that something was removed."""
+    return click.confirm(f"WARNING! {warning}\nAre you sure you want to continue?", err=True)
 
 
 def print_pruned(answer: dict[str, Any]) -> None:

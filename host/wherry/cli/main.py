@@ -145,7 +145,9 @@ def run(argv: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 0
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as error:
+        if error.__cause__ is None:  # at a question: its line is not ended yet
+            print(file=sys.stderr)
         return 130
     except click.UsageError as error:
         error.show()

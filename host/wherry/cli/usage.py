@@ -92,7 +92,9 @@ def prune_command(app: App, everything: bool, volumes: bool, force: bool) -> Non
     """
     which = "" if everything else "without a tag "
     more = " and anonymous volumes" if volumes else ""
-    if not force and not confirmed(f"This will remove all images {which}not in use{more}."):
+    if not force and not confirmed(
+        f"This will remove all images {which}that no container uses{more}."
+    ):
         return
     wanted = {"dangling": ["false" if everything else "true"]}
     pruned = app.client.request("POST", "/images/prune", query={"filters": wanted}).json()
