@@ -15,6 +15,7 @@ import pytest
 from image_fakes import FakeRegistry, running
 from token_server import Authority
 
+from wherry.doctor.processes import of_ps
 from wherry.engine import activation, facts
 from wherry.errors import EngineUnreachable, InvalidInput
 from wherry.images.platform import default_platform
@@ -202,3 +203,12 @@ def test_launchds_listener_counts_where_the_kernel_does_not_say_that_it_listens(
         with pytest.raises(OSError, match="Bad file descriptor"):
             activation._listens(sock)
     assert EngineUnreachable.http_status
+
+
+def test_command_lines_are_those_of_ps() -> None:
+    text = "    1 /sbin/launchd\n  512 /opt/homebrew/bin/qemu-system-aarch64 -M virt\n\n77\n"
+    assert list(of_ps(text)) == [
+        (1, "/sbin/launchd"),
+        (512, "/opt/homebrew/bin/qemu-system-aarch64 -M virt"),
+        (77, ""),
+    ]

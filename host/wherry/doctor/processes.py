@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -241,7 +242,7 @@ def _refused(path: Path) -> bool:
 
 def other_qemus(context: Context) -> Iterator[Finding]:
     """A QEMU that nobody has a record of, with a machine's disk: it keeps the disk locked."""
-    if sys.platform != "linux":
+    if sys.platform == "win32":
         return
     disks = {os.fspath(context.home.machine(it).data_disk): it for it in context.machines}
     recorded = {
@@ -265,11 +266,24 @@ def other_qemus(context: Context) -> Iterator[Finding]:
 
 
 def _command_lines() -> Iterator[tuple[int, str]]:
+    if sys.platform == "darwin":
+        argv = ["/bin/ps", "-axww", "-o", "pid=,command="]
+        done = subprocess.run(argv, capture_output=True, timeout=5, check=False)
+        yield from of_ps(done.stdout.decode(errors="replace"))
+        return
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             with contextlib.suppress(OSError):  # it ended, or is not ours to read
                 text = (directory / "cmdline").read_bytes().decode(errors="replace")
                 yield int(directory.name), text
+
+
+def of_ps(text: str) -> Iterator[tuple[int, str]]:
+    """The pids and command lines of `ps -o pid=,command=`, which are not cut off."""
+    for line in text.splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if pid.isdigit():
+            yield int(pid), command
 
 
 def _removed(paths: list[Path]) -> str:
