@@ -14,6 +14,7 @@ from wherry.errors import (
     Conflict,
     ImageNotFound,
     InvalidInput,
+    LinkError,
     NotFound,
     NotModified,
     StartFailed,
@@ -267,6 +268,27 @@ def test_remove_by_force_kills_first(tmp_path: Path) -> None:
         assert world.store.held == {}
         assert world.machine.pins == {}
         assert world.events()[-2:] == ["die", "destroy"]
+
+    play(tmp_path, scene)
+
+
+def test_a_start_whose_answer_is_lost_after_the_exit_was_told_fails_clearly(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        created = await world.create("box", AutoRemove=True)
+        original = world.agent.call
+
+        async def cut(method: str, params: dict[str, object]) -> object:
+            result = await original(method, params)  # type: ignore[arg-type]  # JSON
+            if method == "container.start":
+                world.agent.exit(created.id, 5)
+                await until(lambda: not world.agent.unacknowledged, "the exit's acknowledgement")
+                raise LinkError("the agent was restarted meanwhile")
+            return result
+
+        world.agent.call = cut  # type: ignore[method-assign]  # an agent that is killed
+        with pytest.raises(LinkError, match="restarted"):
+            await world.engine.containers.start("box")
+        assert world.engine.containers.list(all=True) == []
 
     play(tmp_path, scene)
 

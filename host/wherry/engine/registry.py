@@ -284,7 +284,12 @@ class Registry:
         entry.container = container
 
     def start_failed(self, entry: Entry, code: int, error: str) -> None:
-        """The process did not start: code and text are kept, the status stays as it was."""
+        """The process did not start: code and text are kept, the status stays as it was.
+
+        Nothing when its end was told before, and has removed it: the agent was lost in between.
+        """
+        if entry.gone:
+            return
         container = replace(entry.container, exit_code=code, error=error)
         remove = container.auto_remove and not entry.restarting
         orphans = self._orphans(entry) if remove else ()
