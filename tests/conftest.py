@@ -21,11 +21,12 @@ from harness import ROOT, Wherry
 from wherry.paths import Home
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         shares_machine = "wherry" in getattr(item, "fixturenames", ())
         if item.get_closest_marker("xdist_group") is None:
-            group = "machine" if shares_machine else str(item.path)
+            group = "machine" if shares_machine else item.path.name
             item.add_marker(pytest.mark.xdist_group(group))
     if sys.platform == "linux" and os.geteuid() == 0:
         return
