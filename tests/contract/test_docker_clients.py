@@ -24,8 +24,10 @@ BUSYBOX = "localhost/busybox"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def docker_program() -> str:
-    return require("docker.io", "docker")
+def engine_and_docker(wherry: Wherry) -> None:
+    """Docker's client, and an engine that it finds."""
+    require("docker.io", "docker")
+    wherry.run("machine", "start", check=True, timeout=120)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_docker_run_with_what_is_not_implemented_names_the_field(wherry: Wherry)
     for flags, field in (
         (["-v", "/tmp:/x"], b"HostConfig.Binds"),
         (["-p", "8080:80"], b"HostConfig.PortBindings"),
-        (["--blkio-weight", "500"], b"HostConfig.BlkioWeight"),
+        (["--storage-opt", "size=1g"], b"HostConfig.StorageOpt"),
     ):
         done = wherry.docker("run", *flags, BUSYBOX, "true")
         assert done.returncode == 125

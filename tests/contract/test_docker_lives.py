@@ -170,8 +170,11 @@ def test_docker_py_updates(box: Any) -> None:
     box.reload()
     assert box.attrs["HostConfig"]["Memory"] == 64 << 20
     assert box.attrs["HostConfig"]["RestartPolicy"]["Name"] == "always"
-    with pytest.raises(docker.errors.APIError, match="BlkioWeight"):
-        box.update(blkio_weight=500)
+    box.update(blkio_weight=500)
+    box.reload()
+    assert box.attrs["HostConfig"]["BlkioWeight"] == 500
+    with pytest.raises(docker.errors.APIError, match="KernelMemory"):
+        box.update(kernel_memory="32m")
 
 
 def test_docker_py_reads_stats(box: Any) -> None:

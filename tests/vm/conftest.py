@@ -43,20 +43,22 @@ def vm_settings() -> Settings:
 def machine(vm_home: Home, vm_settings: Settings, loop: LoopThread) -> Iterator[Machine]:
     """A running machine for all tests of the run, a restored one: leave it as you found it."""
 
-    async def make() -> Machine:
-        made = Machine("shared", vm_home, vm_settings)
+    made = Machine("shared", vm_home, vm_settings)
+
+    async def start() -> None:
         await made.ensure_running()
         if not made.inspect()["restored"]:
             await made.save_template()
             await made.stop()
             await made.ensure_running()
         assert made.inspect()["restored"]
-        return made
 
-    async def end(made: Machine) -> None:
+    async def end() -> None:
         await made.stop()
         await made.aclose()
 
-    made = loop.run(make(), timeout=300)
-    yield made
-    loop.run(end(made))
+    try:
+        loop.run(start(), timeout=300)
+        yield made
+    finally:
+        loop.run(end())
