@@ -219,9 +219,10 @@ def test_nothing_of_the_machines_tree_is_left(machine: Machine) -> None:
 
 def test_masked_files_are_empty_and_masked_directories_too(machine: Machine) -> None:
     assert machine.run("cat", "/proc/timer_list").stdout == ""
-    assert machine.run("ls", "/proc/acpi", "/sys/firmware").stdout.split() == [
-        "/proc/acpi:", "/sys/firmware:",
-    ]  # fmt: skip
+    masked = [path for path in ("/proc/acpi", "/sys/firmware") if Path(path).is_dir()]
+    assert masked, "neither a device tree nor ACPI"
+    for path in masked:
+        assert machine.run("ls", "-A", path).stdout == ""
 
 
 def test_readonly_paths_cannot_be_written(machine: Machine) -> None:
