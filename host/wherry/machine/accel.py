@@ -156,7 +156,7 @@ def cpu_model(arch: str, accel: str) -> str:
         return "host"
     if arch == "amd64":
         return "max,la57=off,erms=off,fsrm=off" if accel == "tcg" else "max"
-    return "max,pauth-impdef=on" if accel == "tcg" else "host"
+    return "max,pauth=off" if accel == "tcg" else "host"
 
 
 def kernel_options(arch: str, accel: str) -> str:
