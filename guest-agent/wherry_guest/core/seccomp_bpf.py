@@ -1,11 +1,12 @@
 """A seccomp filter as a classic BPF program; pure: rules in, instructions out.
 
-How it is laid out, and why: since 5.11 the kernel walks the filter once per system call number when
-it is installed, to learn which calls are always allowed (kernel/seccomp.c, seccomp_cache_prepare),
-and never runs it again for those. So the length of the path to each verdict is what a start costs.
-Neighbours with the same verdict become one interval, the intervals a binary search tree: some seven
-comparisons instead of the hundreds of a list. A jump reaches 255 instructions; a farther one goes
-through a `ja`.
+How it is laid out, and why: the kernel compiles a filter, which costs the same for every
+instruction, and since 5.11 walks it once per system call number when it is installed, to learn
+which calls are always allowed (kernel/seccomp.c, seccomp_cache_prepare); for those it is never run
+again. So the program's length and the paths to the verdicts are what a start costs. Neighbours with
+the same verdict become one interval, the intervals a search tree in which the wide ones are near
+the root: some five comparisons instead of the hundreds of a list. The verdicts stand once, behind
+their tree. A jump reaches 255 instructions: a tree is cut where that is needed, by a `ja`.
 
 What is asked for, in this order: architecture, number, arguments (each as two 32-bit words).
 """
@@ -13,7 +14,7 @@ What is asked for, in this order: architecture, number, arguments (each as two 3
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +39,8 @@ _ARGUMENTS: Final = 16
 _WORD: Final = 0xFFFFFFFF
 _NO_CALL: Final = 0xFFFFFFFF  # -1, which a tracer writes to skip a call
 _FARTHEST: Final = 255
+_WALKED: Final = 470
+"""About how many numbers an architecture has (NR_syscalls, IA32_NR_syscalls)."""
 
 Instruction = tuple[int, int, int, int]
 """struct sock_filter: code, jump when true, jump when false, operand."""
@@ -96,6 +99,10 @@ class Verdicts:
     foreign: int
 
 
+_Branch = tuple[int, int | Code, int]
+"""The first number of an interval; the verdict on it, or the code that finds one; how many of its
+numbers the kernel walks, or one."""
+
 _Leaf = int | tuple[bool, tuple[Rule, ...]]
 """A verdict, or (wide, rules) that look at arguments."""
 
@@ -106,7 +113,10 @@ def assemble(spaces: Sequence[Space], verdicts: Verdicts) -> Code:
     code: Code = [(LOAD, 0, 0, _ARCHITECTURE)]
     for audit in audits:
         intervals = _intervals([s for s in spaces if s.audit == audit], verdicts)
-        leaves = [(first, _leaf_code(leaf, verdicts.default)) for first, leaf in intervals]
+        leaves = _weighed(
+            (first, leaf if isinstance(leaf, int) else _leaf_code(leaf, verdicts.default))
+            for first, leaf in intervals
+        )
         body = [(LOAD, 0, 0, _NUMBER), *_tree(leaves)]
         code += [*_when(JUMP_EQUAL, audit, otherwise=len(body)), *body]
     return [*code, (RETURN, 0, 0, verdicts.foreign)]
@@ -148,11 +158,24 @@ def _marks(space: Space, verdicts: Verdicts) -> list[tuple[int, _Leaf]]:
     return marks
 
 
-def _tree(leaves: Sequence[tuple[int, Code]]) -> Code:
+def _weighed(leaves: Iterable[tuple[int, int | Code]]) -> list[_Branch]:
+    pairs = list(leaves)
+    ends = [first for first, _ in pairs[1:]] + [_WALKED]
+    return [
+        (first, leaf, max(1, min(end, _WALKED) - min(first, _WALKED)))
+        for (first, leaf), end in zip(pairs, ends, strict=True)
+    ]
+
+
+def _tree(leaves: Sequence[_Branch]) -> Code:
     """A binary search for the interval that the loaded number is in."""
     if len(leaves) == 1:
-        return leaves[0][1]
-    middle = len(leaves) // 2
+        leaf = leaves[0][1]
+        return [(RETURN, 0, 0, leaf)] if isinstance(leaf, int) else leaf
+    small = _small_tree(leaves)
+    if small is not None:
+        return small
+    middle = _middle(leaves)
     lower, upper = _tree(leaves[:middle]), _tree(leaves[middle:])
     first = leaves[middle][0]
     if len(lower) <= _FARTHEST:
@@ -161,9 +184,53 @@ def _tree(leaves: Sequence[tuple[int, Code]]) -> Code:
     return [(JUMP_GREATER_EQUAL, 0, 1, first), far, *lower, *upper]
 
 
-def _leaf_code(leaf: _Leaf, default: int) -> Code:
-    if isinstance(leaf, int):
-        return [(RETURN, 0, 0, leaf)]
+def _middle(leaves: Sequence[_Branch]) -> int:
+    """Where to cut: about as many walked numbers on the one side as on the other."""
+    half, before = sum(weight for _, _, weight in leaves) / 2, 0
+    for position, (_, _, weight) in enumerate(leaves[:-1]):
+        if before + weight / 2 > half:
+            return max(1, position)
+        before += weight
+    return len(leaves) - 1
+
+
+def _small_tree(leaves: Sequence[_Branch]) -> Code | None:
+    """One whose jumps all reach the verdicts behind it; None where they do not."""
+    code: list[Instruction | tuple[int, int, int]] = []
+
+    def add(part: Sequence[_Branch]) -> int:
+        """Where it begins, or (below zero) which verdict it is."""
+        if len(part) == 1:
+            leaf = part[0][1]
+            if isinstance(leaf, int):
+                return ~verdicts.index(leaf)
+            code.extend(leaf)
+            return len(code) - len(leaf)
+        here, middle = len(code), _middle(part)
+        code.append((0, 0, 0))
+        lower, upper = add(part[:middle]), add(part[middle:])
+        code[here] = (part[middle][0], lower, upper)
+        return here
+
+    verdicts = list(dict.fromkeys(leaf for _, leaf, _ in leaves if isinstance(leaf, int)))
+    add(leaves)
+    if len(code) + len(verdicts) > _FARTHEST:
+        return None
+    made: Code = []
+    for position, it in enumerate(code):
+        if len(it) == 3:
+            first, *targets = it
+            lower, upper = (
+                (target if target >= 0 else len(code) + ~target) - position - 1
+                for target in targets
+            )
+            made.append((JUMP_GREATER_EQUAL, upper, lower, first))
+        else:
+            made.append(it)
+    return [*made, *((RETURN, 0, 0, verdict) for verdict in verdicts)]
+
+
+def _leaf_code(leaf: tuple[bool, tuple[Rule, ...]], default: int) -> Code:
     wide, rules = leaf
     code: Code = []
     for rule in rules:
