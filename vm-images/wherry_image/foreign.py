@@ -138,10 +138,14 @@ def busybox_layout(
     files = [*(directory / f"{_known(arch)}.lock" for directory in locks), shipped(f"{arch}.lock")]
     lock = max(read_locks(arch, files), key=lambda lock: lock.timestamp)
     fetched = _fetch(lock, BUSYBOX_PACKAGE, packages, mirror, progress)
-    tag = hashlib.sha256(f"{fetched.package.sha256} {fetched.epoch}".encode()).hexdigest()[:24]
+    inputs = f"{fetched.package.sha256} {fetched.epoch} ".encode()
+    tag = hashlib.sha256(inputs + Path(busybox.__file__).read_bytes()).hexdigest()[:24]
     directory = out / f"busybox-{arch}-{tag}"
     if not directory.exists():
         _write_busybox(directory, arch, fetched)
+        for other in out.glob(f"busybox-{arch}-*"):
+            if other != directory:
+                shutil.rmtree(other, ignore_errors=True)
     return directory
 
 

@@ -117,11 +117,13 @@ class Images:
         wanted = parse_platform(platform) if platform else self._native
         async with self._builtin:
             try:
-                image = await asyncio.to_thread(self._store.resolve, BUILTIN)
-                if matches(wanted, image.platform) or not self._is_ours(image):
-                    return await asyncio.to_thread(self._store.resolve, BUILTIN, platform=platform)
+                found = await asyncio.to_thread(self._store.resolve, BUILTIN)
             except ImageNotFound:
-                pass
+                found = None
+            if found is not None and matches(wanted, found.platform):
+                return found
+            if found is not None and not self._is_ours(found):
+                return await asyncio.to_thread(self._store.resolve, BUILTIN, platform=platform)
             if wanted.architecture == self._native.architecture:
                 layout = (await self._machine.prepare_image(progress)).busybox
             elif wanted.architecture in ARCHITECTURES:
