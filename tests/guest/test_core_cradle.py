@@ -51,6 +51,18 @@ def cradle_of(machine: Machine) -> int:
     return machine.cradles()[0]
 
 
+def spare_network(machine: Machine) -> str:
+    """The network namespace that waits for the next container: PID 1 has it open."""
+
+    def found() -> list[str]:
+        links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        return [link for link in links if link.startswith("net:")]
+
+    pid = machine.process.pid
+    eventually("a spare network namespace", lambda: len(found()) == 1)
+    return found()[0]
+
+
 @pytest.mark.parametrize(
     ("listing", "package", "prefix", "syntax"),
     [
@@ -138,10 +150,13 @@ def _with_filter(machine: Machine) -> dict[str, Any]:
 def test_a_container_is_what_a_fork_would_have_made(
     flat_only: Machine, forking: Machine, name: str
 ) -> None:
-    flat, forked = (machine.run_spec(SPECS[name](machine)) for machine in (flat_only, forking))
-    here, there = (str(machine.directory) for machine in (flat_only, forking))
-    assert flat.stdout.replace(here, "") == forked.stdout.replace(there, "")
-    assert (flat.exit_code, flat.stderr) == (forked.exit_code, forked.stderr)
+    forked = forking.run_spec(SPECS[name](forking))
+    for _ in range(2):  # the second one has a network namespace that was made ahead
+        flat = flat_only.run_spec(SPECS[name](flat_only))
+        here, there = (str(machine.directory) for machine in (flat_only, forking))
+        assert flat.stdout.replace(here, "") == forked.stdout.replace(there, "")
+        assert (flat.exit_code, flat.stderr) == (forked.exit_code, forked.stderr)
+        spare_network(flat_only)
 
 
 def test_an_exec_is_what_a_fork_would_have_made(flat_only: Machine, forking: Machine) -> None:
@@ -295,6 +310,33 @@ def test_a_container_is_started_again_when_its_mounts_have_ended(machine: Machin
         result = machine.finish(machine.start(spec, key=key, rootfs=rootfs))
         assert result.stdout == "x\n" * round
     assert warnings() == before
+
+
+def test_a_network_namespace_is_made_ahead_and_used_once(machine: Machine) -> None:
+    machine.run("true")
+    seen = []
+    for _ in range(3):
+        spare = spare_network(machine)
+        assert machine.run("readlink", "/proc/self/ns/net").stdout == f"{spare}\n"
+        seen.append(spare)
+    assert len(set(seen)) == 3
+
+
+def test_a_running_container_is_enough_for_the_next_network(machine: Machine) -> None:
+    running = [machine.start(machine.spec("sleep", "1000")) for _ in range(2)]
+    spare_network(machine)
+    for it in running:
+        finish(machine, it)
+
+
+def test_who_has_the_machines_network_leaves_the_spare_one(machine: Machine) -> None:
+    machine.run("true")
+    spec = machine.spec("readlink", "/proc/self/ns/net")
+    spec["linux"]["namespaces"].remove({"type": "network"})
+    spare = spare_network(machine)
+    for _ in range(2):
+        assert machine.run_spec(spec).stdout == f"{Path('/proc/self/ns/net').readlink()}\n"
+    assert spare_network(machine) == spare
 
 
 def test_mounts_end_with_their_container(machine: Machine) -> None:

@@ -16,11 +16,12 @@ from wherry_guest.core import flat_mounts, flat_process, flat_user
 from wherry_guest.core import plan as plan_module
 from wherry_guest.core.flat import BASE, NotFlat
 from wherry_guest.core.flat_making import FIRST, MOUNTS, Descriptors
-from wherry_guest.core.flatten import Flattened, burial, flatten
+from wherry_guest.core.flatten import Flattened, burial, flatten, spare_network
 from wherry_guest.core.plan import Options, container_plan, exec_plan
 from wherry_guest.core.seccomp import Filter
 from wherry_guest.core.spec import User, parse_process, parse_spec
 from wherry_guest.core.steps import Step
+from wherry_guest.core.syscalls import CLONE_NEWNET
 
 FDS = Descriptors.in_order(3, pidfd=False)
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/srv:/bin/sh\n"
@@ -187,6 +188,34 @@ def test_a_burial_holds_what_it_was_given_until_it_is_let_go() -> None:
     assert [(call.name, call.args[0]) for call in machine.calls[1:]] == [
         ("close", FIRST), ("sendto", 3),
     ]  # fmt: skip
+
+
+def test_a_network_that_was_made_ahead_is_joined_instead_of_a_new_one() -> None:
+    fds = Descriptors.in_order(3, network=True)
+    options = Options("/sys/fs/cgroup/c", filtered=True)
+    plan = container_plan(parse_spec(SPEC), ROOTFS, options, LAYOUT)
+    world = World()
+    world.user = parse_spec(SPEC).process.user
+    machine = FlatMachine(filled(flatten(plan, fds, "x86_64")), world)
+    assert machine.run() == "exec"
+    [unshare], [join] = machine.named("unshare"), machine.named("setns")
+    assert not unshare.args[0] & CLONE_NEWNET
+    assert join.args[:2] == (fds.network, CLONE_NEWNET)
+    assert "socket" not in machine.names()  # its loopback device is up
+
+
+def test_a_spare_network_is_sent_and_its_maker_ends() -> None:
+    machine = FlatMachine(spare_network("x86_64"), World())
+    assert machine.run() == "exit"
+    assert machine.names() == [
+        "clone3", "close", "unshare", "socket", "ioctl", "close", "openat", "sendmsg", "exit_group",
+    ]  # fmt: skip
+    machine = FlatMachine(
+        spare_network("x86_64"),
+        lambda machine, call: -errno.ENOSPC if call.name == "unshare" else 0,
+    )
+    assert machine.run() == "exit"
+    assert machine.names()[-1] == "exit_group" and not machine.named("sendmsg")
 
 
 def test_targets_are_the_containers() -> None:

@@ -173,3 +173,20 @@ def test_an_execs_program_is_that_of_its_containers_filter() -> None:
     assert started(plain).plan is not None
     assert started(plain).plan is None
     assert started(personal).plan is not None
+
+
+def test_a_spare_network_is_for_who_wants_a_new_one() -> None:
+    starts, body = learned()
+    data = json.dumps(body).encode()
+    assert not starts.container(HEADER, data, "/c", True, spare=True).network  # not known yet
+    spared = starts.container(HEADER, data, "/c", True, spare=True)
+    assert spared.network and spared.plan is not None
+    assert starts.container(HEADER, data, "/c", True, spare=True).plan is None
+    assert not starts.container(HEADER, data, "/c", True, spare=False).network
+    host = copy.deepcopy(SPEC)
+    host["linux"]["namespaces"].remove({"type": "network"})
+    del host["linux"]["sysctl"]
+    starts, body = learned(host)
+    for _ in range(2):
+        data = json.dumps(body).encode()
+        assert not starts.container(HEADER, data, "/c", True, spare=True).network

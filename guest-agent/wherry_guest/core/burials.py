@@ -11,72 +11,84 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core.flatten import burial
 
 if TYPE_CHECKING:
-    from wherry_guest.core.cradle import Cradle
-    from wherry_guest.core.nursery import Request
+    from wherry_guest.core.births import Births
 
 _socket: Final[Any] = socket
 
 
 @dataclass(slots=True)
-class Burial:
+class _Burial:
     """One container's mounts, on their way out.
 
     Args:
-        leash: closed when the process may end; None: it was.
-        waiting: starts of the same container.
+        leash: closed when the process may end.
+        waiting: what comes then.
     """
 
     key: str
-    leash: socket.socket | None
-    waiting: list[Request] = field(default_factory=list)
-
-    def let_go(self) -> None:
-        if self.leash is not None:
-            self.leash.close()
-            self.leash = None
+    leash: socket.socket
+    waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Burials:
-    """All that are under way, by the container's key and by the process that holds the mounts."""
+    """All that are under way, by the container's key and by the process that holds the mounts.
 
-    def __init__(self, cradle: Cradle) -> None:
-        self._cradle = cradle
-        self._program = burial(cradle.architecture) if cradle.architecture else b""
-        self._by_key: dict[str, Burial] = {}
-        self._by_pid: dict[int, Burial] = {}
+    Args:
+        settled: called whenever mounts have ended.
+    """
 
-    def begin(self, key: str, mounts: int) -> Burial | None:
-        """Takes `mounts`; None: there was nobody to give them to, and they have ended."""
+    def __init__(self, births: Births, settled: Callable[[], None]) -> None:
+        self._births = births
+        self._settled = settled
+        self._program = burial(births.architecture) if births.architecture else b""
+        self._by_key: dict[str, _Burial] = {}
+        self._by_pid: dict[int, _Burial] = {}
+
+    def begin(self, key: str, mounts: int) -> None:
+        """Takes `mounts`. Where nobody else can hold them they end here."""
         ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        it = _Burial(key, ours)
+
+        def born(pid: int) -> None:
+            self._by_pid[pid] = it
+            it.leash.close()
+
         with theirs:
-            sent = self._cradle.send(self._program, [mounts, theirs.fileno()])
+            fds = [mounts, theirs.fileno()]
+            sent = self._births.ask(self._program, fds, born, lambda certain: self._end(it))
         os.close(mounts)
-        if not sent:
+        if sent:
+            self._by_key[key] = it
+        else:
             ours.close()
-            return None
-        it = self._by_key[key] = Burial(key, ours)
-        return it
 
-    def born(self, it: Burial, pid: int) -> None:
-        """The cradle has said which process holds the mounts."""
-        self._by_pid[pid] = it
-        it.let_go()
+    def when_over(self, key: str, callback: Callable[[], None]) -> bool:
+        """Call back once the mounts of `key` have ended; False: none are on their way out."""
+        if key not in self._by_key:
+            return False
+        self._by_key[key].waiting.append(callback)
+        return True
 
-    def ended(self, it: Burial) -> list[Request]:
-        """The mounts are gone; who has waited for that."""
-        it.let_go()
+    def __contains__(self, key: str) -> bool:
+        return key in self._by_key
+
+    def reaped(self, pid: int) -> bool:
+        """Whether the process held mounts, which have ended with it."""
+        it = self._by_pid.pop(pid, None)
+        if it is not None:
+            self._end(it)
+        return it is not None
+
+    def _end(self, it: _Burial) -> None:
+        it.leash.close()
         self._by_key.pop(it.key, None)
-        return it.waiting
-
-    def reaped(self, pid: int) -> Burial | None:
-        """The burial that this process was for, if it was one."""
-        return self._by_pid.pop(pid, None)
-
-    def of(self, key: str) -> Burial | None:
-        return self._by_key.get(key)
+        self._settled()
+        for callback in it.waiting:
+            callback()

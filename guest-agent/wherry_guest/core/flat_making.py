@@ -68,18 +68,22 @@ class Descriptors:
         stdio: none where the plan opens a terminal.
         cgroup: the directory that it is born in.
         pidfd: of a container's first process.
+        network: a network namespace that was made ahead, and has its loopback device up.
     """
 
     stdio: tuple[int, ...]
     status: int
     cgroup: int
     pidfd: int = -1
+    network: int = -1
 
     @classmethod
-    def in_order(cls, stdio: int, pidfd: bool) -> Descriptors:
-        """As they come: stdio, status, cgroup, pidfd."""
+    def in_order(cls, stdio: int, pidfd: bool = False, network: bool = False) -> Descriptors:
+        """As they come: stdio, status, cgroup, and then at most one more."""
         status = FIRST + stdio
-        return cls(tuple(range(FIRST, status)), status, status + 1, status + 2 if pidfd else -1)
+        last = status + 2
+        more = (last if pidfd else -1, last if network else -1)
+        return cls(tuple(range(FIRST, status)), status, status + 1, *more)
 
 
 @dataclass(slots=True)

@@ -56,7 +56,12 @@ def join_namespace(making: Making, step: JoinNamespace) -> None:
 
 
 def new_namespaces(making: Making, step: NewNamespaces) -> None:
-    making.flat.call("unshare", sum(FLAGS[kind] for kind in step.kinds))
+    network = making.fds.network
+    kinds = [kind for kind in step.kinds if kind != "network" or network < 0]
+    making.flat.call("unshare", sum(FLAGS[kind] for kind in kinds))
+    if network >= 0:
+        making.flat.call("setns", network, FLAGS["network"])
+        making.close(network)
     if "mount" in step.kinds:  # for PID 1, so that their end is not this process's business
         mounts = making.open(making.flat.text("/proc/self/ns/mnt"), O_RDONLY)
         making.send_descriptor(mounts, MOUNTS)
@@ -66,6 +71,11 @@ def new_namespaces(making: Making, step: NewNamespaces) -> None:
 
 
 def loopback_up(making: Making, step: LoopbackUp) -> None:
+    if making.fds.network < 0:
+        set_loopback_up(making)
+
+
+def set_loopback_up(making: Making) -> None:
     flat = making.flat
     fd = flat.call("socket", _AF_INET, _SOCK_DGRAM | syscalls.OPEN_TREE_CLOEXEC, 0)
     flat.call("ioctl", fd, _SIOCSIFFLAGS, flat.data(_IFREQ.pack(b"lo", _IFF_UP)))

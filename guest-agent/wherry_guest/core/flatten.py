@@ -31,6 +31,7 @@ from wherry_guest.core.process import Execute
 from wherry_guest.core.steps import SETUP_FAILED
 from wherry_guest.core.syscalls import (
     CLONE_INTO_CGROUP,
+    CLONE_NEWNET,
     CLONE_NEWPID,
     CLONE_PARENT,
     PR_SET_DUMPABLE,
@@ -117,6 +118,32 @@ def burial(architecture: str) -> bytes:
     flat.call("exit_group", 0)
     flat.place(parent)
     flat.call("close", held)  # or it would end with the cradle's
+    flat.call("sendto", CONTROL, pid, PID_BYTES, MSG_NOSIGNAL, 0, 0)
+    flat.end()
+    flat.place(failed)
+    flat.call("sendto", CONTROL, BASE, FAILURE_BYTES, MSG_NOSIGNAL, 0, 0)
+    flat.end()
+    return flat.image().memory
+
+
+def spare_network(architecture: str) -> bytes:
+    """The program of a process that makes a network namespace, sends it, and ends."""
+    flat = Flat(architecture)
+    making = Making(flat, architecture, Descriptors((), status=FIRST, cgroup=-1))
+    failed, parent, ended = Label(), Label(), Label()
+    flat.handler(failed)
+    arguments = struct.pack("<11Q", CLONE_PARENT, *[0] * 10)  # struct clone_args
+    pid = flat.keep(flat.call("clone3", flat.data(arguments), _CLONE_ARGS))
+    flat.handler(None)
+    flat.check(pid, 0xFFFFFFFF, 0, parent)
+    flat.handler(ended)
+    making.close(CONTROL)
+    flat.call("unshare", CLONE_NEWNET)
+    flat_mounts.set_loopback_up(making)
+    making.send_descriptor(making.open(flat.text("/proc/self/ns/net"), O_RDONLY), b"network")
+    flat.place(ended)
+    flat.call("exit_group", 0)
+    flat.place(parent)
     flat.call("sendto", CONTROL, pid, PID_BYTES, MSG_NOSIGNAL, 0, 0)
     flat.end()
     flat.place(failed)

@@ -14,19 +14,19 @@ import json
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core import cgroups, flat_user
-from wherry_guest.core.burials import Burial, Burials
-from wherry_guest.core.cradle import Cradle
+from wherry_guest.core.births import Births
+from wherry_guest.core.burials import Burials
 from wherry_guest.core.devices import DevicePrograms, FilterDevices
 from wherry_guest.core.fields import SpecError
 from wherry_guest.core.flat_making import MOUNTS
 from wherry_guest.core.launch import Descriptors, launch
 from wherry_guest.core.plan import Layout
+from wherry_guest.core.spare import Spare
 from wherry_guest.core.spec import User
 from wherry_guest.core.starts import Start, Starts, Traits
 from wherry_guest.core.steps import SETUP_FAILED, SetupError
@@ -103,25 +103,33 @@ class Nursery:
     unwatch: Callable[[int], None]
     own_pid_namespace: int
     children: dict[str, Child] = field(default_factory=dict)
-    _unborn: deque[Child | Burial] = field(default_factory=deque)
-    _unclaimed: dict[int, tuple[int, int]] = field(default_factory=dict)
     _programs: DevicePrograms = field(default_factory=DevicePrograms)
     _by_pid: dict[int, Child] = field(default_factory=dict)
     _by_status: dict[int, Child] = field(default_factory=dict)
-    _cradle: Cradle = field(init=False)
+    _has_started_some: bool = False
+    _births: Births = field(init=False)
     _starts: Starts = field(init=False)
     _burials: Burials = field(init=False)
+    _spare: Spare = field(init=False)
 
     def __post_init__(self) -> None:
-        self._cradle = Cradle(self.kernel)
-        self._starts = Starts(self.layout, self._cradle.architecture)
-        self._burials = Burials(self._cradle)
+        self._births = Births(self.kernel, self.watch, self.unwatch, self._known_reaped)
+        self._starts = Starts(self.layout, self._births.architecture)
+        self._spare = Spare(self._births)
+        self._burials = Burials(self._births, self._spare.make)
 
     def prepare(self) -> None:
         """Make the cradle. OSError: there will be none now, and forks do all."""
-        fd = self._cradle.start()
-        if fd >= 0:
-            self.watch(fd)
+        self._births.prepare()
+
+    @property
+    def wants_rest(self) -> bool:
+        """Whether `rest` should be called once nothing has happened for a while."""
+        return self._has_started_some and self._spare.wanted
+
+    def rest(self) -> None:
+        """Do what the next start needs not wait for then."""
+        self._spare.make()
 
     def learn(self, packet: Packet) -> None:
         """Remember a shape."""
@@ -132,10 +140,10 @@ class Nursery:
         if self._refuse_taken(packet.header["key"]):
             return
         request = Request(packet.header, packet.body, packet.fds)
-        if (burial := self._burials.of(packet.header["key"])) is None:
-            self._spawn(request)
+        if packet.header["key"] in self._burials:
+            self._later(_keeping(request))
         else:
-            burial.waiting.append(_keeping(request))
+            self._spawn(request)
 
     def _spawn(self, request: Request) -> None:
         header = request.header
@@ -143,7 +151,8 @@ class Nursery:
         directory = f"{self.layout.cgroups}/{path}"
 
         def read(flat: bool) -> Start:
-            return self._starts.container(header, request.body, directory, flat)
+            spare = self._spare.ready
+            return self._starts.container(header, request.body, directory, flat, spare)
 
         try:
             start = read(not request.again)
@@ -206,8 +215,7 @@ class Nursery:
 
     def hear(self, fd: int) -> None:
         """Read the status socket `fd`: a terminal, a question, a failure, or the end."""
-        if fd == self._cradle.fileno():
-            self._hear_births()
+        if self._births.hear(fd):
             return
         child = self._by_status.get(fd)
         while child is not None and child.status is not None:
@@ -235,19 +243,21 @@ class Nursery:
 
     def reap(self, pid: int, status: int) -> bool:
         """Take note of a wait status; False when the process is none of ours (an orphan)."""
-        if pid == self._cradle.pid:
-            self._cradle_ended()
+        now = time.time_ns()
+        known = self._births.reaped(pid) or self._known_reaped(pid, status, now)
+        if not known:
+            self._hear_unheard()
+            known = self._known_reaped(pid, status, now)
+        return known or self._births.hold(pid, status, now)
+
+    def _known_reaped(self, pid: int, status: int, now: int) -> bool:
+        """The same, for those whose pids are known."""
+        if self._burials.reaped(pid) or self._spare.reaped(pid):
             return True
-        if (burial := self._burials.reaped(pid)) is not None:
-            self._buried(burial)
-            return True
-        child = self._by_pid.pop(pid, None) or self._born_unheard(pid)
-        if child is None:
-            if self._unborn:  # the cradle has not said whose it is
-                self._unclaimed[pid] = (status, time.time_ns())
-            return bool(self._unborn)
-        self._reaped(child, pid, status, time.time_ns())
-        return True
+        child = self._by_pid.pop(pid, None)
+        if child is not None:
+            self._reaped(child, pid, status, now)
+        return child is not None
 
     def _reaped(self, child: Child, pid: int, status: int, now: int) -> None:
         if pid == child.midwife:
@@ -265,13 +275,12 @@ class Nursery:
             self._emit_exited(child)
             self._bury(child)
 
-    def _born_unheard(self, pid: int) -> Child | None:
-        """A process that ended before its midwife's or the cradle's word about it was read."""
-        self._hear_births()
+    def _hear_unheard(self) -> None:
+        """What the cradle and midwives have said about who may have ended already."""
+        self._births.listen()
         for child in list(self.children.values()):
             if child.midwife and child.status is not None:
                 self.hear(child.status.fileno())
-        return self._by_pid.pop(pid, None)
 
     def _midwife_gone(self, child: Child) -> None:
         if child.status is not None:
@@ -309,11 +318,8 @@ class Nursery:
         cgroup_fd = self.kernel.open(cgroup, os.O_RDONLY)
         try:
             request.user = start.traits.user
-            status = self._send(request, start.program, [cgroup_fd, *keep])
-            if status is not None:
-                child = Child(key, 0, status, None, request=request)
-                self._unborn.append(child)
-            else:
+            child = self._by_cradle(request, start, [cgroup_fd, *keep])
+            if child is None:
                 plan = start.plan or read(False).plan
                 assert plan is not None  # without a program there is one
                 fds = Descriptors(request.fds, cgroup_fd, keep)
@@ -322,9 +328,10 @@ class Nursery:
                 if launched.midwife:
                     child.pid, child.midwife = 0, launched.pid
                 self._by_pid[launched.pid] = child
-                status = launched.status
         finally:
             self.kernel.close(cgroup_fd)
+        status = child.status
+        assert status is not None  # as it was made
         status.setblocking(False)
         self.children[key] = child
         self._by_status[status.fileno()] = child
@@ -333,35 +340,43 @@ class Nursery:
 
     # By the cradle.
 
-    def _send(
-        self, request: Request, program: bytes | None, more: Sequence[int]
-    ) -> socket.socket | None:
-        """Have the cradle make the process: our end of its status socket, if that is possible."""
-        if program is None:
+    def _by_cradle(self, request: Request, start: Start, more: list[int]) -> Child | None:
+        """Have the cradle make the process, if that is possible."""
+        if start.program is None:
             return None
         ours, theirs = socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        with theirs:
-            if not self._cradle.send(program, [*request.fds, theirs.fileno(), *more]):
-                ours.close()
-                return None
-        _keeping(request)
-        return ours
+        child = Child(request.header["key"], 0, ours, None, request=request)
 
-    def _hear_births(self) -> None:
-        for pid in self._cradle.births():
-            child = self._unborn.popleft()
-            if isinstance(child, Burial):
-                self._burials.born(child, pid) if pid else self._buried(child)
-                continue
-            if not pid:
-                self._again(child, child.request)
-                continue
+        def born(pid: int) -> None:
             child.pid = pid
             self._by_pid[pid] = child
-            if (ended := self._unclaimed.pop(pid, None)) is not None:
-                self._reaped(self._by_pid.pop(pid), pid, *ended)
-        if not self._unborn:
-            self._unclaimed.clear()  # orphans of the containers
+
+        network = [self._spare.take()] if start.network else []
+        with theirs:
+            fds = [*request.fds, theirs.fileno(), *more, *network]
+            asked = self._births.ask(
+                start.program, fds, born, lambda certain: self._unborn(child, certain)
+            )
+        _close_all(network)
+        if not asked:
+            ours.close()
+            return None
+        _keeping(request)
+        return child
+
+    def _unborn(self, child: Child, certain: bool) -> None:
+        """The cradle has not made it; or (not certain) has not said so: none may run twice."""
+        directory = child.new_cgroup
+        if certain or (directory is not None and cgroups.is_empty(self.kernel, directory)):
+            self._again(child, child.request)
+            return
+        if directory is not None:
+            cgroups.kill(self.kernel, directory)
+        self._close_status(child)
+        if child.request is not None:
+            _close_all(child.request.fds)
+        child.failure = _killed()
+        self._forget_failed(child)
 
     def _hear_flat(self, child: Child, request: Request, data: bytes) -> None:
         if not data.startswith(flat_user.QUESTION):
@@ -380,10 +395,14 @@ class Nursery:
         self._drop(child)
         assert request is not None
         request.again = True
-        if (burial := self._burials.of(child.key)) is not None:
-            burial.waiting.append(request)
+        if child.key in self._burials:
+            self._later(request)
         else:
             self._now(request)
+
+    def _later(self, request: Request) -> None:
+        """When the mounts of the container's last run have ended."""
+        self._burials.when_over(request.header["key"], lambda: self._now(request))
 
     def _now(self, request: Request) -> None:
         try:
@@ -393,56 +412,21 @@ class Nursery:
 
     def _bury(self, child: Child) -> None:
         """Let its mounts end, if we hold them."""
-        if child.mounts is None:
-            return
-        burial = self._burials.begin(child.key, child.mounts)
-        child.mounts = None
-        if burial is not None:
-            self._unborn.append(burial)
-
-    def _buried(self, burial: Burial) -> None:
-        for request in self._burials.ended(burial):
-            self._now(request)
-
-    def _give_up(self, child: Child) -> None:
-        self._close_status(child)
-        if child.request is not None:
-            _close_all(child.request.fds)
-        child.failure = _killed()
-        self._forget_failed(child)
+        if child.mounts is not None:
+            mounts, child.mounts = child.mounts, None
+            self._burials.begin(child.key, mounts)
 
     def _has_started(self, child: Child) -> None:
         if not child.pid:
-            self._hear_births()  # it was said before the status socket's other end was closed
+            self._births.listen()  # it was said before the status socket's other end was closed
         if not child.pid:
             return  # the cradle has died, with the other end: that is heard next
         child.started_ns = time.time_ns()
+        self._has_started_some = True
         if child.request is not None:
             _close_all(child.request.fds)
             child.request = None
         self._emit_started(child)
-
-    def _cradle_ended(self) -> None:
-        """Who is not born will not be; a new one is made."""
-        self._hear_births()
-        self.unwatch(self._cradle.fileno())
-        useful = self._cradle.useful
-        self._cradle.ended()
-        unborn, self._unborn = self._unborn, deque()
-        for child in unborn:
-            if isinstance(child, Burial):
-                self._buried(child)
-                continue
-            # It may have made the process, and not said so: none may run twice.
-            if child.new_cgroup is None:
-                self._give_up(child)
-            elif cgroups.is_empty(self.kernel, child.new_cgroup):
-                self._again(child, child.request)
-            else:
-                cgroups.kill(self.kernel, child.new_cgroup)
-                self._give_up(child)
-        if useful:  # else the next one would do no better
-            self.prepare()
 
     def _close_status(self, child: Child) -> None:
         if child.status is not None:

@@ -36,6 +36,9 @@ starts the count anew."""
 CRASHES_OF_A_REPLACEMENT: Final = 3
 """So many crashes in a row of a replaced agent, and PID 1 goes back to its own."""
 
+LEISURE: Final = 0.2
+"""Seconds without anything to do, after which the next start may be prepared."""
+
 _os: Final[Any] = os
 _select: Final[Any] = select
 _signal: Final[Any] = signal
@@ -122,7 +125,10 @@ class Pid1:
         self._reap()  # what ended before SIGCHLD was watched
         while True:
             self._start_agent_when_due()
-            for fd, events in self._epoll.poll(self._seconds_to_start()):
+            happened = self._epoll.poll(self._patience())
+            if not happened and self.nursery.wants_rest:
+                self.nursery.rest()
+            for fd, events in happened:
                 try:
                     self._handle(fd, events)
                 except Exception as error:  # noqa: BLE001 - PID 1's end is a kernel panic
@@ -263,11 +269,11 @@ class Pid1:
         self._emit(hello, ())
         self.nursery.repeat()
 
-    def _seconds_to_start(self) -> float:
-        """For epoll: how long until the agent is to be started; -1: it runs."""
-        if self.agent.pid:
-            return -1
-        return max(0.0, self.agent.start_at - time.monotonic())
+    def _patience(self) -> float:
+        """For epoll: seconds until the agent is to be started, or leisure begins; -1: for ever."""
+        if not self.agent.pid:
+            return max(0.0, self.agent.start_at - time.monotonic())
+        return LEISURE if self.nursery.wants_rest else -1
 
     def _agent_ended(self, status: int) -> None:
         agent, now = self.agent, time.monotonic()

@@ -60,11 +60,13 @@ class Start:
     Args:
         program: for the cradle; None: the plan cannot be said as one.
         plan: None where the program was known.
+        network: the program wants a network namespace that was made ahead.
     """
 
     traits: Traits
     program: bytes | None
     plan: Plan | None
+    network: bool = False
 
 
 Signature = tuple[Any, ...]
@@ -73,9 +75,14 @@ Texts = tuple[str, ...]
 
 @dataclass(slots=True)
 class _Shape:
-    """A shape as it came, and what was made of it."""
+    """A shape as it came, and what was made of it.
+
+    Args:
+        network: its containers get new network namespaces, as far as is known.
+    """
 
     body: bytes
+    network: bool = False
     made: dict[Signature, tuple[Traits, Image]] = field(default_factory=dict)
 
     def known(self, signature: Signature, texts: Texts) -> Start | None:
@@ -113,13 +120,19 @@ class Starts:
         self._shapes[number] = _Shape(body)
 
     def container(
-        self, header: Mapping[str, Any], body: bytes, directory: str, flat: bool
+        self,
+        header: Mapping[str, Any],
+        body: bytes,
+        directory: str,
+        flat: bool,
+        spare: bool = False,
     ) -> Start:
         """A container's first process.
 
         Args:
             directory: the cgroup's.
             flat: False: the plan is wanted, and nothing else.
+            spare: there is a network namespace for who wants a new one.
 
         Raises:
             SpecError: the spec asks for what cannot be.
@@ -133,12 +146,13 @@ class Starts:
             shape = _Shape(json.dumps(whole).encode())
         single = rootfs.upperdir is None and len(rootfs.lowerdirs) == 1
         places = _places(values)
-        signature = (tty, single, len(values.hostname), *_lengths(values, places))
+        network = spare and shape.network
+        signature = (tty, network, single, len(values.hostname), *_lengths(values, places))
         names = [values.hostname] if values.hostname else []
         root = f"{self._layout.layers}/{rootfs.lowerdirs[0]}" if single else overlay_options(rootfs)
         texts = (*names, *values.sources, root, *places, *values.args, *values.env)
         if flat and (start := shape.known(signature, texts)) is not None:
-            return start
+            return replace(start, network=network)
         spec = parse_spec(join_spec(json.loads(shape.body), values), filters=self._filters)
         plan = container_plan(spec, rootfs, Options(directory, tty, filtered=True), self._layout)
         filtering = device_filter(spec, directory, self._layout)
@@ -147,8 +161,10 @@ class Starts:
         traits = Traits(spec.process.user, rules, own_users, spec.personality, spec.seccomp)
         if not flat:
             return Start(traits, None, plan)
-        fds = Descriptors.in_order(0 if tty else _STDIO, pidfd=False)
-        return self._made(shape, signature, Start(traits, None, plan), fds, texts)
+        shape.network = "network" in spec.namespaces.new
+        fds = Descriptors.in_order(0 if tty else _STDIO, network=network)
+        start = self._made(shape, signature, Start(traits, None, plan), fds, texts)
+        return replace(start, network=network and start.program is not None)
 
     def exec(
         self, header: Mapping[str, Any], body: bytes, of: Traits, pidfd: int, flat: bool
