@@ -1,9 +1,8 @@
 """For all tests: those that need root on Linux are skipped elsewhere; the shared WHERRY_HOME.
 
-One engine and one VM serve the whole run, also one that is spread over processes: all tests of the
-shared machine go to the same one (`--dist loadgroup`), the others file by file. What is expensive
-and addressed by content (packages, VM images) is kept between runs in `.cache/tests`, or where
-WHERRY_TEST_CACHE says.
+One engine and one VM serve the whole run, or one for each process that it is spread over (`-n`).
+What is expensive and addressed by content (packages, VM images) is kept between runs in
+`.cache/tests`, or where WHERRY_TEST_CACHE says.
 """
 
 from __future__ import annotations
@@ -14,26 +13,38 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT, Wherry
 
 from wherry.paths import Home
 
+_SLOWEST_FIRST = ("contract", "vm", "wine", "guest", "soak", "unit")
+"""Directories: the last ones fill what the first ones leave of a run in several processes."""
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        shares_machine = "wherry" in getattr(item, "fixturenames", ())
-        if item.get_closest_marker("xdist_group") is None:
-            group = "machine" if shares_machine else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _SLOWEST_FIRST.index(item.path.parent.name))
     if sys.platform == "linux" and os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root on Linux")
     for item in items:
         if item.get_closest_marker("guest") is not None:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """File by file, in order; what runs under Wine shares one prefix, so it stays together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "wine" if "/wine/" in file else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import eventually
+from waiting import eventually
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32), include/uapi/linux/ext4.h of the kernel."""

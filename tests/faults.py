@@ -15,7 +15,8 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 from wherry.osutil import ProcessIdentity, is_alive, kill
 from wherry.paths import Home

@@ -9,10 +9,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+from waiting import eventually
 
 from wherry.paths import Home
 
@@ -23,17 +25,6 @@ if sys.platform != "win32":  # unit tests run there too; terminals are tested el
 
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCE_ROOTS = os.pathsep.join(str(ROOT / name) for name in ("host", "guest-agent", "vm-images"))
-
-
-def eventually(what: str, condition: Callable[[], object], seconds: float = 20.0) -> object:
-    """Wait until `condition()` is truthy; its value. The error after the deadline names `what`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
 
 
 @dataclass

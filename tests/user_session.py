@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from needs import require
+from waiting import eventually
 
 MANAGER = Path("/lib/systemd/systemd")
 _START = "mount -t tmpfs tmpfs /run/systemd && mkdir /run/systemd/system && exec {manager} --user"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from relay import relay
 from rootfs import debian_tar
+from waiting import eventually
 
 pytestmark = [pytest.mark.contract, pytest.mark.vm, pytest.mark.timeout(600)]
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import docker
 import docker.errors
 import pytest
-from harness import Terminal, Wherry, eventually
+from harness import Terminal, Wherry
 from needs import require
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.contract,

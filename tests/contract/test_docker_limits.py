@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from needs import require
+from waiting import eventually
 
 pytestmark = [pytest.mark.contract, pytest.mark.vm]
 

@@ -12,8 +12,9 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from needs import require
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.contract,

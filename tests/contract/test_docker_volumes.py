@@ -14,8 +14,9 @@ import docker
 import docker.errors
 import docker.types
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from needs import require
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.contract,

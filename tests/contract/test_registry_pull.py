@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import eventually
 from image_fakes import FakeImage, FakeRegistry, Handler, digest, running, tar_of
 from needs import require
 from registry import RunningRegistry, skopeo, write_layout
+from waiting import eventually
 
 import wherry
 from wherry.images.auth import Credentials

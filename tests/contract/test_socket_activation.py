@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from needs import require
+from waiting import eventually
 
 from wherry.osutil import private_directory
 from wherry.paths import Home

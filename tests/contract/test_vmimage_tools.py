@@ -18,6 +18,7 @@ from wherry_image.cpio import read_cpio, write_cpio
 from wherry_image.deb import data_members
 from wherry_image.errors import SignatureError
 from wherry_image.fetch import fetch_bytes
+from wherry_image.kernels import SHIPPED
 from wherry_image.mirror import Mirror, mirrors
 from wherry_image.signature import _with_gpgv, archive_keyring, verified_text
 from wherry_image.tree import Tree, symlink
@@ -52,7 +53,7 @@ def test_dpkg_orders_versions_as_we_do(left: str, right: str) -> None:
 
 def test_dpkg_unpacks_the_same_files(image: VmImage, test_cache: Path, tmp_path: Path) -> None:
     dpkg = require("dpkg", "dpkg-deb")
-    (lock,) = _Inputs.read("amd64", None, []).locks
+    (lock,) = _Inputs.read("amd64", None, SHIPPED, []).locks
     for package in lock.packages:
         if package.name not in ("nftables", "libc6"):
             continue
@@ -117,7 +118,7 @@ def test_busybox_itself_knows_the_applets_that_we_read(image: VmImage, tmp_path:
 
 
 def inrelease() -> bytes:
-    (lock,) = _Inputs.read("amd64", None, []).locks
+    (lock,) = _Inputs.read("amd64", None, SHIPPED, []).locks
     source: list[Mirror] = mirrors(None, lock.timestamp)
     return fetch_bytes(source, "debian/dists/trixie/InRelease", 1 << 20)
 

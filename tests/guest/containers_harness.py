@@ -19,7 +19,7 @@ from typing import Any
 
 import needs
 import pytest
-from harness import eventually
+from waiting import eventually
 
 from wherry_guest.core.plan import Layout
 from wherry_guest.zygote import Exited, Kept, Message, Rootfs, SpawnFailed, Started, Zygote

@@ -12,7 +12,7 @@ from typing import Any
 import needs
 import pytest
 from containers_harness import Machine, Running, StartFailed, open_machine, read_until
-from harness import eventually
+from waiting import eventually
 
 from wherry_guest.core.cradle import AARCH64, X86_64, program
 from wherry_guest.core.flat import BASE, SIZE

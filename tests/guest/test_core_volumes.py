@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from containers_harness import Machine, StartFailed
-from harness import eventually
+from waiting import eventually
 
 pytestmark = pytest.mark.guest
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 from wherry.client import Client
 

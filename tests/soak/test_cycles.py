@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from faults import BUSYBOX, leftovers, new_home
-from harness import Wherry, eventually
+from harness import Wherry
 from soak_table import record
+from waiting import eventually
 
 LONG = os.environ.get("WHERRY_SOAK") == "1"
 CYCLES = 200 if LONG else 10

@@ -25,8 +25,9 @@ from faults import (
     kill_in_guest,
     kill_qemu,
 )
-from harness import Wherry, eventually
+from harness import Wherry
 from soak_table import record
+from waiting import eventually
 
 LONG = os.environ.get("WHERRY_SOAK") == "1"
 ROUNDS = 40 if LONG else 1

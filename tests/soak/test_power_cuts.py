@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from disks import fail_power, failing_disk, power_on
 from faults import BUSYBOX, Ledger, container_state, new_home, qemu_of
-from harness import Wherry, eventually
+from harness import Wherry
 from soak_table import record
+from waiting import eventually
 
 from wherry.osutil import is_alive, kill
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 MB = 1_000_000
 ROUNDS = 3

@@ -10,8 +10,8 @@ from harness import ROOT
 from rootfs import debian_tar
 
 PACKAGES = ("busybox-static", "crun", "procps", "python3-pytest", "python3-pytest-timeout", "runc")
-MODULES = ("needs.py", "guest/containers_harness.py", "guest/oci_harness.py", "guest/conftest.py",
-           "guest/oci_process.py")  # fmt: skip
+MODULES = ("needs.py", "waiting.py", "guest/containers_harness.py", "guest/oci_harness.py",
+           "guest/conftest.py", "guest/oci_process.py")  # fmt: skip
 
 CONFIG = """\
 [pytest]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Terminal, Wherry, eventually
+from harness import Terminal, Wherry
 from needs import require
+from waiting import eventually
 
 from wherry.machine.accel import host_arch
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 pytestmark = pytest.mark.vm
 
@@ -228,7 +229,7 @@ def test_log_driver_none_keeps_nothing_and_attach_gets_all(wherry: Wherry, name:
     [
         (["--log-driver", "nope"], b"no log driver named 'nope'"),
         (["--log-opt", "nope=1"], b"unknown log opt 'nope'"),
-        (["--log-opt", "mode=non-blocking"], b"non-blocking"),
+        (["--log-opt", "compress=true"], b"compress"),
         (["--restart", "sometimes"], b"unknown policy"),
         (["--health-interval", "1us", "--health-cmd", "x"], b"cannot be less than 1ms"),
     ],

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 from wherry.machine.accel import host_arch
 

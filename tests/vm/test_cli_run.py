@@ -11,7 +11,8 @@ import subprocess
 import uuid
 
 import pytest
-from harness import Terminal, Wherry, eventually
+from harness import Terminal, Wherry
+from waiting import eventually
 
 pytestmark = pytest.mark.vm
 

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from needs import require
+from waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
 

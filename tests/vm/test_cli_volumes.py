@@ -10,7 +10,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 pytestmark = pytest.mark.vm
 

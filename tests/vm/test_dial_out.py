@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from harness import ROOT, eventually
+from harness import ROOT
 from vm_loop import LoopThread
+from waiting import eventually
 
 from wherry.machine import Machine
 from wherry.machine.bringup import Tools

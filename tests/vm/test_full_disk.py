@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from disks import memory_disk, resize
 from faults import BUSYBOX, new_home
-from harness import Wherry, eventually
+from harness import Wherry
+from waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.guest, pytest.mark.timeout(300)]
 

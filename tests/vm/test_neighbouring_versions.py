@@ -30,8 +30,9 @@ kept of it is used again. The newest version tag is taken where there is one."""
 
 OLD = "0.0.9"
 _SOURCES = ("host", "guest-agent", "vm-images")
-_KEPT = ("packages", "vm", "probes.json")
-"""What an older version may share: content by its digest. It must not tidy up our templates."""
+_KEPT = ("packages", "probes.json")
+"""What an older version may share: content by its digest. VM images and templates are not, since
+it would tidy up those of the other tests."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,9 @@ def both(older_sources: Path, test_cache: Path) -> Iterator[tuple[Wherry, Wherry
     for name in _KEPT:
         if (test_cache / name).exists():
             (root / "cache" / name).symlink_to(test_cache / name)
+    images = test_cache / "older-vm"
+    images.mkdir(exist_ok=True)
+    (root / "cache" / "vm").symlink_to(images)
     path = os.pathsep.join(os.fspath(older_sources / name) for name in _SOURCES)
     home = Home(root)
     new = Wherry(home)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Wherry, eventually
+from harness import Wherry
 from user_session import user_session
+from waiting import eventually
 
 from wherry.client import Client
 from wherry.paths import Home

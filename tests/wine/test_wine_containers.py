@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import eventually
 from registry import RunningRegistry
+from waiting import eventually
 from wine_tier import Finished, Windows, windows_path
 
-pytestmark = [pytest.mark.wine, pytest.mark.timeout(300), pytest.mark.xdist_group("wine")]
+pytestmark = [pytest.mark.wine, pytest.mark.timeout(300)]
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import pytest
 from harness import ROOT
 from wine_tier import Windows, windows_path
 
-pytestmark = [pytest.mark.wine, pytest.mark.timeout(300), pytest.mark.xdist_group("wine")]
+pytestmark = [pytest.mark.wine, pytest.mark.timeout(300)]
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wine_tier import Windows, windows_path
 
-pytestmark = [pytest.mark.wine, pytest.mark.timeout(300), pytest.mark.xdist_group("wine")]
+pytestmark = [pytest.mark.wine, pytest.mark.timeout(300)]
 
 LOGON = """
 import subprocess, sys, winreg

@@ -1,0 +1,17 @@
+"""Waiting for what others do, with a deadline. Stdlib only: it also runs in the VM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def eventually(what: str, condition: Callable[[], object], seconds: float = 20.0) -> object:
+    """Wait until `condition()` is truthy; its value. The error after the deadline names `what`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
