@@ -101,6 +101,24 @@ def test_a_volume_is_filled_at_the_first_start_only(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
+def test_places_for_what_is_mounted_everywhere_are_not_made_in_each_container(
+    tmp_path: Path,
+) -> None:
+    async def scenario(machine: AgentMachine) -> None:
+        files = {"hosts": "127.0.0.1 here\n", "hostname": "box\n"}
+        script = "cat /etc/hosts /etc/hostname; id -un; ls /etc; touch /etc/new"
+        for id in ("c1", "c2"):
+            text = await run(machine, id, script, files=files)
+            assert text.startswith("127.0.0.1 here\nbox\nroot\n") and "passwd" in text
+        changed = [path.name for path in (tmp_path / "data/containers/c1/upper").rglob("*")]
+        assert sorted(changed) == ["etc", "new"]
+        machine.events.clear()
+        assert "new" in await run(machine, "c1", script, files=files)  # started again
+        assert "hosts" not in await run(machine, "c3", "ls /etc")
+
+    drive(tmp_path, scenario)
+
+
 def test_a_volume_is_removed_and_its_size_known(tmp_path: Path) -> None:
     async def scenario(machine: AgentMachine) -> None:
         await run(machine, "c1", "dd if=/dev/zero of=/data/x bs=64k count=4; mkdir /data/d; "

@@ -260,7 +260,7 @@ class Container:
         return self.log.lost + sum(pump.lost for pump in self._pumps)
 
     def finished(self, exit: Exit) -> None:
-        """All output is in the log: store the exit, end the readers. `save` is the caller's."""
+        """All output is in the log: end the readers. `store_exit`, `save` are the caller's."""
         self.pid = 0
         self.set_exit(exit)
         if self._pidfd >= 0:
@@ -273,11 +273,16 @@ class Container:
         self.exited.resolve(None)
 
     def set_exit(self, exit: Exit) -> None:
-        """Store how it ended, and whether that is its end. `save` is the caller's."""
+        """This is how it ended, and whether that is its end. Storing it is the caller's."""
         self.status = Status.WAITING if exit.restarting else Status.EXITED
         self.exit = exit
+
+    def store_exit(self) -> None:
+        """Keep the exit on the data disk, for later boots."""
+        if self.exit is None:
+            return
         try:
-            write_atomically(self.paths.exit, json.dumps(exit.as_json()))
+            write_atomically(self.paths.exit, json.dumps(self.exit.as_json()))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -46,6 +46,10 @@ _OUTPUT: Final = "output:"
 CGROUP_TRIES: Final = 50
 """Times (10 ms apart) that an ended container's cgroup is given to become empty."""
 
+PATIENCE: Final = 0.05
+"""Seconds from a container's end to what nobody waits for: storing it, and letting go of its
+cgroup. A container that is removed at once (`run --rm`) spares us most of that."""
+
 LOST_START: Final = 30.0
 """Seconds that a new agent waits for the outcome of a start which the old one had begun."""
 
@@ -194,7 +198,7 @@ class Containers:
         if container is not None and container.alive:
             raise CallError("conflict", f"container {id} is running")
         if container is not None:
-            self._let_go(container)
+            self._let_go(container, removed=True)
         self._trash.take(paths.data)
         _remove_files(paths.run)
         self._containers.pop(id, None)
@@ -250,6 +254,7 @@ class Containers:
         """At the machine's shutdown: close what lies on the data disk."""
         self._trash.stop()
         for container in self._containers.values():
+            self._let_go(container)
             container.detach()
 
     # What PID 1 says.
@@ -353,6 +358,7 @@ class Containers:
         try:
             await self._cgroup_removed(container)
             rootfs = self._preparer.rootfs(container.paths, container.options.lowerdirs)
+            rootfs = self._preparer.with_ground(rootfs, request)
             spec = self._preparer.spec(request, container)
             container.stdio = stdio = Stdio.make(container.options)
             keep = {_OUTPUT + request.id: stdio.outputs}
@@ -429,17 +435,22 @@ class Containers:
         container.finished(exit)
         self._channel().emit("container.exit", exit.as_json())
         self._leaving.add(container.id)
-        self._loop.call_soon(lambda: self._let_go(container))  # when the event is on its way
+        self._loop.call_soon(lambda: self._preparer.ended(container.paths))  # when it was told
+        self._loop.call_later(PATIENCE, lambda: self._let_go(container))
         if delay is not None:
             self._wait(container)
 
-    def _let_go(self, container: Container) -> None:
-        """What its end leaves to do once it was told, unless that is done already."""
+    def _let_go(self, container: Container, removed: bool = False) -> None:
+        """What its end leaves to do once it was told, unless that is done already.
+
+        Until then a new agent would hear of the end from PID 1, as this one did.
+        """
         if container.id not in self._leaving:
             return
         self._leaving.remove(container.id)
-        container.save()
-        self._preparer.ended(container.paths)
+        if not removed:
+            container.store_exit()
+            container.save()
         try:
             kept = [_OUTPUT + container.id]
             if container.options.open_stdin:
@@ -490,6 +501,7 @@ class Containers:
             timer.cancel()
         if container.exit is not None:
             container.set_exit(replace(container.exit, restarting=False, **changes))
+            container.store_exit()
             container.save()
             self._channel().emit("container.exit", container.exit.as_json())
         self._layers.release(KEY + container.id)

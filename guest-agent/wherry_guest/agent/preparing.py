@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,11 @@ from wherry_guest.agent.volumes import Volumes
 from wherry_guest.channel import CallError
 from wherry_guest.core.syscalls import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, Kernel
 from wherry_guest.zygote import Rootfs
+
+GROUND: Final = "ground"
+"""The name, among the layers' mount points, of the directory below all layers."""
+
+_MOST_ABOVE_GROUND: Final = 400  # so many names fit the overlay's options beside it, and MAX_LOWERS
 
 OF_CONTAINER: Final = "container:"
 """Begins a namespace's path, or a source, that is another container's."""
@@ -72,6 +77,7 @@ class Preparer:
         self._volumes = volumes
         self._find = find
         self._devices = devices
+        self._has_ground = False
 
     def rootfs(self, paths: ContainerPaths, lowerdirs: tuple[str, ...]) -> Rootfs:
         """The container's overlay; its writable directories are made when they are missing."""
@@ -84,6 +90,25 @@ class Preparer:
             paths.upper.chmod(top.st_mode & 0o7777)
         make_directory(work)
         return Rootfs(lowerdirs, upper, work)
+
+    def with_ground(self, rootfs: Rootfs, request: Request) -> Rootfs:
+        """Below all layers of the image one with places for what is mounted in every container, so
+        that they need not be made in each, on the disk.
+
+        Not in a user namespace, whose layers are mapped, nor where it would be one too many.
+        """
+        if not request.files or len(rootfs.lowerdirs) > _MOST_ABOVE_GROUND:
+            return rootfs
+        if root_owner(request.spec) is not None:
+            return rootfs
+        ground = f"{self._paths.layers}/{GROUND}"
+        if not self._has_ground:
+            for name in ("dev", "proc", "sys", "etc"):
+                make_directory(f"{ground}/{name}", 0o755)
+            for name in FILES:
+                write_file(f"{ground}/etc/{name}", "", 0o644)
+            self._has_ground = True
+        return replace(rootfs, lowerdirs=(*rootfs.lowerdirs, GROUND))
 
     def volume_mounts(self, mounts: Sequence[Mapping[str, Any]], has_run: bool) -> list[Spec]:
         """Of a spec's mounts those of volumes, with their directories. CallError, OSError."""
