@@ -99,9 +99,18 @@ class Verdicts:
     foreign: int
 
 
-_Branch = tuple[int, int | Code, int]
-"""The first number of an interval; the verdict on it, or the code that finds one; how many of its
-numbers the kernel walks, or one."""
+@dataclass(frozen=True, slots=True)
+class _AllBut:
+    """A verdict on an interval, and another one on a number in it."""
+
+    verdict: int
+    number: int
+    other: int
+
+
+_Branch = tuple[int, int | Code | _AllBut, int]
+"""The first number of an interval; the verdict on it, or what finds one; how many of its numbers
+the kernel walks, or one."""
 
 _Leaf = int | tuple[bool, tuple[Rule, ...]]
 """A verdict, or (wide, rules) that look at arguments."""
@@ -159,7 +168,7 @@ def _marks(space: Space, verdicts: Verdicts) -> list[tuple[int, _Leaf]]:
 
 
 def _weighed(leaves: Iterable[tuple[int, int | Code]]) -> list[_Branch]:
-    pairs = list(leaves)
+    pairs = _joined(list(leaves))
     ends = [first for first, _ in pairs[1:]] + [_WALKED]
     return [
         (first, leaf, max(1, min(end, _WALKED) - min(first, _WALKED)))
@@ -167,11 +176,29 @@ def _weighed(leaves: Iterable[tuple[int, int | Code]]) -> list[_Branch]:
     ]
 
 
+def _joined(leaves: list[tuple[int, int | Code]]) -> list[tuple[int, int | Code | _AllBut]]:
+    """With neighbours of the same verdict in one where a single number lies between them."""
+    joined: list[tuple[int, int | Code | _AllBut]] = []
+    at = 0
+    while at < len(leaves):
+        first, leaf = leaves[at]
+        if at + 2 < len(leaves) and isinstance(leaf, int) and leaf == leaves[at + 2][1]:
+            (number, other), (end, _) = leaves[at + 1], leaves[at + 2]
+            if isinstance(other, int) and end == number + 1:
+                joined.append((first, _AllBut(leaf, number, other)))
+                at += 3
+                continue
+        joined.append((first, leaf))
+        at += 1
+    return joined
+
+
 def _tree(leaves: Sequence[_Branch]) -> Code:
     """A binary search for the interval that the loaded number is in."""
     if len(leaves) == 1:
         leaf = leaves[0][1]
-        return [(RETURN, 0, 0, leaf)] if isinstance(leaf, int) else leaf
+        if isinstance(leaf, list):
+            return leaf
     small = _small_tree(leaves)
     if small is not None:
         return small
@@ -196,38 +223,57 @@ def _middle(leaves: Sequence[_Branch]) -> int:
 
 def _small_tree(leaves: Sequence[_Branch]) -> Code | None:
     """One whose jumps all reach the verdicts behind it; None where they do not."""
-    code: list[Instruction | tuple[int, int, int]] = []
+    code: list[Instruction | _Test] = []
+    verdicts: dict[int, int] = {}
+
+    def verdict(value: int) -> int:
+        return ~verdicts.setdefault(value, len(verdicts))
 
     def add(part: Sequence[_Branch]) -> int:
         """Where it begins, or (below zero) which verdict it is."""
+        here = len(code)
         if len(part) == 1:
             leaf = part[0][1]
             if isinstance(leaf, int):
-                return ~verdicts.index(leaf)
-            code.extend(leaf)
-            return len(code) - len(leaf)
-        here, middle = len(code), _middle(part)
-        code.append((0, 0, 0))
+                return verdict(leaf)
+            if isinstance(leaf, _AllBut):
+                here_too = (verdict(leaf.other), verdict(leaf.verdict))
+                code.append(_Test(JUMP_EQUAL, leaf.number, *here_too))
+            else:
+                code.extend(leaf)
+            return here
+        middle = _middle(part)
+        code.append((0, 0, 0, 0))
         lower, upper = add(part[:middle]), add(part[middle:])
-        code[here] = (part[middle][0], lower, upper)
+        code[here] = _Test(JUMP_GREATER_EQUAL, part[middle][0], upper, lower)
         return here
 
-    verdicts = list(dict.fromkeys(leaf for _, leaf, _ in leaves if isinstance(leaf, int)))
-    add(leaves)
+    start = add(leaves)
     if len(code) + len(verdicts) > _FARTHEST:
         return None
+
+    def distance(target: int, position: int) -> int:
+        return (target if target >= 0 else len(code) + ~target) - position - 1
+
     made: Code = []
     for position, it in enumerate(code):
-        if len(it) == 3:
-            first, *targets = it
-            lower, upper = (
-                (target if target >= 0 else len(code) + ~target) - position - 1
-                for target in targets
-            )
-            made.append((JUMP_GREATER_EQUAL, upper, lower, first))
+        if isinstance(it, _Test):
+            then, otherwise = (distance(to, position) for to in (it.then, it.otherwise))
+            made.append((it.operation, then, otherwise, it.operand))
         else:
             made.append(it)
-    return [*made, *((RETURN, 0, 0, verdict) for verdict in verdicts)]
+    assert start <= 0  # the first instruction, or the only verdict
+    return [*made, *((RETURN, 0, 0, value) for value in verdicts)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """A jump whose targets are places in the code, or (below zero) verdicts."""
+
+    operation: int
+    operand: int
+    then: int
+    otherwise: int
 
 
 def _leaf_code(leaf: tuple[bool, tuple[Rule, ...]], default: int) -> Code:
