@@ -23,6 +23,7 @@ from wherry.machine import Machine
 from wherry.machine.bringup import Tools
 from wherry.machine.endpoints import CHARDEVS, Chardevs, DialOut, Spawned
 from wherry.machine.qmp import Qmp
+from wherry.machine.template import Templates
 from wherry.osutil import ProcessIdentity, is_alive, kill, wait_gone
 from wherry.paths import Home, MachinePaths
 from wherry.settings import Settings
@@ -138,6 +139,8 @@ def test_a_machine_over_a_keeper_starts_is_adopted_and_ends(
         first = make()
         link = await first.ensure_running()
         assert "memory" in str(await link.call("system.info", {}))
+        assert not first.inspect()["restored"]  # no file reaches QEMU through a keeper
+        assert all(it["status"] != "bad" for it in Templates(vm_home.templates).all())
         pid = first.inspect()["pid"]
         record = json.loads(vm_home.machine("dialled").qemu_record.read_text())
         assert all(map(refuses, ports_of(record["argv"])))

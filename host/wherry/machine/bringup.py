@@ -330,7 +330,8 @@ class Bringup:
 
     def _saved(self, job: _Job) -> SavedMachine | None:
         """The template of such starts, made or not; None: they cannot have one, or should not."""
-        if not self.settings.template or not can_restore(job.spec, job.config.link):
+        able = self.tools.endpoints.passes_files and can_restore(job.spec, job.config.link)
+        if not self.settings.template or not able:
             return None
         return SavedMachine(self.home, job.spec, job.image)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from wherry.errors import MachineError
 from wherry.keeper.plan import HOST, Plan, dump, load_report, port_mark
@@ -63,7 +63,14 @@ class QemuEnded(MachineError):
 
 
 class Endpoints(Protocol):
-    """A way to start QEMU and to make its chardevs answer. Blocking: call it in a thread."""
+    """A way to start QEMU and to make its chardevs answer. Blocking: call it in a thread.
+
+    Attributes:
+        passes_files: descriptors that are sent to the monitor reach QEMU, so that it can save and
+            load its state through one.
+    """
+
+    passes_files: ClassVar[bool]
 
     def launch(
         self,
@@ -85,6 +92,8 @@ class Endpoints(Protocol):
 class Inherited:
     """Listening sockets (mode 0600) that QEMU inherits: they answer before it has started, nobody
     waits for a file to appear, and they close when it dies."""
+
+    passes_files: ClassVar[bool] = True
 
     def launch(
         self,
@@ -113,6 +122,8 @@ class DialOut:
 
     Where no process can inherit a socket; on Linux for tests.
     """
+
+    passes_files: ClassVar[bool] = False
 
     def launch(
         self,
