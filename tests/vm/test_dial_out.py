@@ -135,12 +135,17 @@ def test_a_machine_over_a_keeper_starts_is_adopted_and_ends(
     def make() -> Machine:
         return Machine("dialled", vm_home, vm_settings, tools=Tools(endpoints=DialOut()))
 
+    def given_up() -> list[str]:
+        return [it["key"] for it in Templates(vm_home.templates).all() if it["status"] == "bad"]
+
+    before = given_up()
+
     async def life() -> None:
         first = make()
         link = await first.ensure_running()
         assert "memory" in str(await link.call("system.info", {}))
         assert not first.inspect()["restored"]  # no file reaches QEMU through a keeper
-        assert all(it["status"] != "bad" for it in Templates(vm_home.templates).all())
+        assert given_up() == before
         pid = first.inspect()["pid"]
         record = json.loads(vm_home.machine("dialled").qemu_record.read_text())
         assert all(map(refuses, ports_of(record["argv"])))
