@@ -71,13 +71,14 @@ class Stopper:
             self._registry.stopped_by_user(entry)
         params = {"id": container.id, "signal": number, "final": final, "by_user": True}
         answer: dict[str, Any] = {}
+        if container.alive:  # one that waits to be started again has nobody to send it to
+            # Before the signal is: the end that it brings may be told before the call is answered.
+            self._events.publish_late(container_event(container, "kill", signal=str(number)))
         try:
             answer = await self._guest.need_link().call("container.kill", params)
         except AgentError as error:
             if error.code not in ("not_found", "conflict"):
                 raise
-        if container.alive:  # one that waits to be started again has nobody to send it to
-            self._events.publish_late(container_event(container, "kill", signal=str(number)))
         if answer and answer.get("unpaused") is True:
             self._registry.paused(entry, False)
 
