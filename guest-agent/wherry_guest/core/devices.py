@@ -145,6 +145,10 @@ def _links() -> list[MakeLink]:
 # The filter.
 
 _BPF_PROG_LOAD: Final = 5  # uapi/linux/bpf.h
+_LOAD_TRIES: Final = 10
+"""The verifier gives up (EAGAIN) when a signal, such as a child's end, comes meanwhile
+(Linux, kernel/bpf/verifier.c, do_check)."""
+
 _BPF_PROG_ATTACH: Final = 8
 _BPF_PROG_TYPE_CGROUP_DEVICE: Final = 15
 _BPF_CGROUP_DEVICE: Final = 6
@@ -208,6 +212,11 @@ def _load(kernel: Kernel, rules: tuple[DeviceRule, ...]) -> int:
     fields = (_BPF_PROG_TYPE_CGROUP_DEVICE, len(program) // 8)
     pointers = (ctypes.addressof(code), ctypes.addressof(text))
     load = struct.pack("=IIQQ", *fields, *pointers) + bytes(24)
+    for _ in range(_LOAD_TRIES - 1):
+        try:
+            return kernel.bpf(_BPF_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
+        except BlockingIOError:
+            continue
     return kernel.bpf(_BPF_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
 
 
