@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_machine import AgentMachine, agent_machine
+from agent_machine import DEADLINE, AgentMachine, agent_machine
 from containers_harness import SPEC
 
 from wherry.errors import AgentError
@@ -130,10 +132,22 @@ def test_paused_container_stands_still_and_takes_no_exec(tmp_path: Path) -> None
     drive(tmp_path, scenario)
 
 
+async def until_caught(pid: int, number: int) -> None:
+    """Wait until the process handles the signal: before, the first of a namespace is immune."""
+    status = Path(f"/proc/{pid}/status")
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status.read_text())
+            if caught is not None and int(caught[1], 16) >> (number - 1) & 1:
+                return
+            await asyncio.sleep(0.01)
+
+
 def test_final_signal_lets_a_paused_container_go_on_to_its_end(tmp_path: Path) -> None:
     async def scenario(machine: AgentMachine) -> None:
         script = "trap 'exit 3' TERM; while :; do sleep 0.02; done"
-        await machine.start("c1", "sh", "-c", script)
+        started = await machine.start("c1", "sh", "-c", script)
+        await until_caught(started["pid"], signal.SIGTERM)
         await machine.link.call("container.pause", {"id": "c1"})
         answer = await machine.link.call(
             "container.kill", {"id": "c1", "signal": 15, "final": True}

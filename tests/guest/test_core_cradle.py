@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,7 +56,10 @@ def spare_network(machine: Machine) -> str:
     """The network namespace that waits for the next container: PID 1 has it open."""
 
     def found() -> list[str]:
-        links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        links = []
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed since
+                links.append(str(path.readlink()))
         return [link for link in links if link.startswith("net:")]
 
     pid = machine.process.pid

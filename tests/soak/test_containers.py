@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.soak]
 BUSYBOX = "localhost/busybox"
 SOAK = os.environ.get("WHERRY_SOAK") == "1"
 ROUNDS = 500 if SOAK else 30
+LOOKS = 30
+"""So often the guest must look the same, 20 ms and more apart, to be at rest."""
 AT_ONCE = 100 if SOAK else 25
 
 OURS = ("agent", "pid1")
@@ -74,7 +76,7 @@ def one(client: Client) -> None:
 def test_containers_back_to_back_leave_nothing_behind(client: Client) -> None:
     for _ in range(10):
         one(client)  # what is allocated once is allocated now
-    settled(client, lambda: True)
+    at_rest(client)
     before, memory = counts(client), figures(client)
     for number in range(1, ROUNDS + 1):
         one(client)
@@ -100,7 +102,7 @@ def grown(client: Client, before: dict[str, Any], who: str) -> int:
 @pytest.mark.timeout(1800 if SOAK else 240)
 def test_many_run_at_once_and_cost_little(client: Client) -> None:
     one(client)
-    settled(client, lambda: True)
+    at_rest(client)
     before, memory = counts(client), figures(client)
     ids = [create(client, "sleep", "100000") for _ in range(AT_ONCE)]
     try:
@@ -116,6 +118,18 @@ def test_many_run_at_once_and_cost_little(client: Client) -> None:
         for id in ids:
             client.request("DELETE", f"/containers/{id}", query={"force": True})
     settled(client, lambda: counts(client) == before)
+
+
+def at_rest(client: Client) -> None:
+    """Until nothing of what was removed is left, and what the next start finds ready is there."""
+    latest: list[dict[str, int]] = []
+
+    def unchanged() -> bool:
+        latest.append(counts(client))
+        return len(latest) > LOOKS and all(it == latest[-1] for it in latest[-LOOKS:])
+
+    settled(client, lambda: True)
+    eventually("the guest is at rest", unchanged, seconds=60)
 
 
 def settled(client: Client, condition: Callable[[], bool]) -> None:

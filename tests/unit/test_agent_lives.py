@@ -6,6 +6,7 @@ The back-off begins at 100 ms: what must be waited for is waited for by events.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from agent_fakes import Host, agent_and_host, output_of, read_all, split_frames
+from waiting import eventually
 
 from wherry.errors import AgentError
 from wherry_guest.agent import container as container_module
@@ -314,5 +316,23 @@ def test_full_disk_does_not_keep_an_exit_from_being_told(
         exit = await host.event("container.exit", id="c1")
         assert exit["log_lost"] == len("last words\n")
         assert exit["exit_code"] == 0
+
+    drive(tmp_path, scenario)
+
+
+def test_nothing_is_held_of_a_container_that_was_removed(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        for number in range(5):
+            id = f"c{number}"
+            await host.start(id, "sh", "-c", "echo out; exit 3")
+            await host.event("container.exit", id=id)
+            await host.link.call("container.remove", {"id": id})
+
+        def let_go() -> bool:
+            gc.collect()
+            every = (it for it in gc.get_objects() if isinstance(it, container_module.Container))
+            return not any(it.paths.run.is_relative_to(tmp_path) for it in every)
+
+        eventually("nothing holds the containers", let_go, seconds=5)
 
     drive(tmp_path, scenario)

@@ -36,7 +36,7 @@ from wherry_guest.agent.restart import Restarts
 from wherry_guest.agent.stdio import LogPump, Stdin
 from wherry_guest.agent.tasks import Promise
 from wherry_guest.channel import CallError
-from wherry_guest.loop import Loop
+from wherry_guest.loop import Loop, Timer
 from wherry_guest.zygote import Exited, Started
 
 _os: Final[Any] = os
@@ -147,6 +147,7 @@ class Container:
         self._loop = loop
         self._on_drained = on_drained
         self._pumps: list[LogPump] = []
+        self._draining: Timer | None = None
         self._pidfd = -1
         self._terminal = -1
 
@@ -247,7 +248,9 @@ class Container:
             self.stdin = None
         self._drained()
         if self.status is Status.DRAINING:
-            self._loop.call_later(EXIT_PATIENCE, lambda: self._give_up_output(message))
+            self._draining = self._loop.call_later(
+                EXIT_PATIENCE, lambda: self._give_up_output(message)
+            )
 
     def _end_crashed(self, number: int) -> None:
         """Its emulator cannot end by the signal that its program died of."""
@@ -262,6 +265,9 @@ class Container:
     def finished(self, exit: Exit) -> None:
         """All output is in the log: end the readers. `store_exit`, `save` are the caller's."""
         self.pid = 0
+        if self._draining is not None:
+            self._draining.cancel()  # or it would hold all of this for as long as it waits
+            self._draining = None
         self.set_exit(exit)
         if self._pidfd >= 0:
             os.close(self._pidfd)
