@@ -20,12 +20,12 @@ from harness import ROOT, Wherry
 
 from wherry.paths import Home
 
-_SLOWEST_FIRST = ("contract", "vm", "wine", "guest", "soak", "unit")
-"""Directories: the last ones fill what the first ones leave of a run in several processes."""
+_ORDER = ("contract", "wine", "guest", "soak", "unit", "vm")
+"""Directories: what is one long piece comes early; tests in `vm` have children until the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _SLOWEST_FIRST.index(item.path.parent.name))
+    items.sort(key=lambda item: _ORDER.index(item.path.parent.name))
     if sys.platform == "linux" and os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root on Linux")

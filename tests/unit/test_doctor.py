@@ -139,7 +139,10 @@ def test_a_home_that_others_can_enter_is_closed(context: Context) -> None:
     assert next(iter(host.state_directory(context))).status is Status.OK
 
 
-def test_a_home_that_does_not_exist_yet_is_fine(context: Context, tmp_path: Path) -> None:
+def test_a_home_that_does_not_exist_yet_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others leave things in the system's
     fresh = Context(Home(tmp_path / "none"), Settings(), environ={})
     for check in (host.state_directory, host.disk_space, host.leftovers, storage.images):
         assert all(finding.status is Status.OK for finding in check(fresh))

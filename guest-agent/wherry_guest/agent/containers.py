@@ -273,11 +273,7 @@ class Containers:
 
     def spawn_failed(self, id: str, message: SpawnFailed) -> None:
         container = self._containers[id]
-        data = {
-            "step": message.step,
-            "errno": message.errno,
-            "exit_code": message.exit_code,
-        }
+        data = {"step": message.step, "errno": message.errno, "exit_code": message.exit_code}
         self._abandon(container, CallError("start_failed", message.message, data))
 
     def ended(self, id: str, message: Exited) -> None:
@@ -396,9 +392,9 @@ class Containers:
     def _expect_start(self, container: Container) -> None:
         def look() -> None:
             if container.status is Status.STARTING:
-                message = "the agent was replaced while the container started"
-                data = {"step": message, "errno": 0, "exit_code": 125}
-                self._abandon(container, CallError("start_failed", message, data))
+                what = "the agent was replaced while the container started"
+                data = {"step": what, "errno": 0, "exit_code": 125}
+                self._abandon(container, CallError("start_failed", what, data))
 
         self._loop.call_later(LOST_START, look)
 

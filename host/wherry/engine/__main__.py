@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import socket
 import sys
@@ -15,6 +16,8 @@ from wherry.errors import WherryError
 from wherry.osutil import listen_unix, private_directory
 from wherry.paths import Home, MachinePaths
 from wherry.settings import load_settings
+
+_M_ARENA_MAX = -8  # malloc.h of glibc, mallopt(3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.home is not None:
         os.environ["WHERRY_HOME"] = options.home  # also for the processes that this one starts
     home = Home.default()
+    _share_memory_between_threads()
     try:
         paths = home.machine(options.machine)
         _have_stderr(paths)
@@ -57,6 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WherryError as error:
         return _complain(error)
     return 0
+
+
+def _share_memory_between_threads() -> None:
+    """glibc gives each thread a heap of its own, and what one has freed no other can use: blocking
+    work, which any of some threads does, would have the engine grow by each one's largest."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and one heap
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 1)
 
 
 def _serve_activated(home: Home, options: argparse.Namespace, listener: socket.socket) -> int:
