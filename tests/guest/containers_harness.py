@@ -84,6 +84,23 @@ SPEC: dict[str, Any] = {
 """What the engine sends for a container with no options."""
 
 
+def held_open(pid: int) -> list[str]:
+    """What a process has open, as /proc names it, without spare network namespaces.
+
+    PID 1 makes one ready for the next container when it has nothing else to do, so that it is open
+    or not says nothing about what was forgotten.
+    """
+    return [link for link in open_files(pid) if not link.startswith("net:")]
+
+
+def open_files(pid: int) -> list[str]:
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed since
+            links.append(str(path.readlink()))
+    return links
+
+
 @dataclass
 class Result:
     """How a container went. `exit_code`: os.waitstatus_to_exitcode, negative for a signal."""
@@ -202,6 +219,13 @@ class Machine:
     def settle(self) -> None:
         """Until the mounts of all that have ended are gone, for who counts what is left."""
         eventually("no more than one cradle", lambda: len(self.cradles()) <= 1)
+
+    def holds_no_more(self, before: list[str]) -> None:
+        """Until PID 1 has closed all that it opened since: it reads of the last end in its turn."""
+        eventually(
+            "as many are open as before",
+            lambda: len(held_open(self.process.pid)) <= len(before),
+        )
 
     def cradles(self) -> list[int]:
         """The cradle, and the processes that mounts end with."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from agent_machine import DEADLINE, AgentMachine, agent_machine
-from containers_harness import SPEC
+from containers_harness import SPEC, held_open
 
 from wherry.errors import AgentError
 
@@ -208,7 +208,7 @@ def test_thirty_containers_leave_nothing_behind(tmp_path: Path) -> None:
                 "cgroups": it["cgroups"],
                 "mounts": it["mounts"],
                 "agent": it["agent"]["descriptors"],
-                "pid1": len(list(Path(f"/proc/{machine.process.pid}/fd").iterdir())),
+                "pid1": len(held_open(machine.process.pid)),
             }
 
         async def once(number: int) -> None:

@@ -9,7 +9,14 @@ import stat
 from pathlib import Path
 
 import pytest
-from containers_harness import DEFAULT_CAPABILITIES, Machine, StartFailed, read_all, read_until
+from containers_harness import (
+    DEFAULT_CAPABILITIES,
+    Machine,
+    StartFailed,
+    held_open,
+    read_all,
+    read_until,
+)
 
 from wherry_guest.core.capabilities import mask_of
 from wherry_guest.zygote import Rootfs
@@ -80,16 +87,15 @@ def test_only_stdio_is_open(machine: Machine) -> None:
 
 
 def test_no_descriptor_of_pid_1_leaks_over_many_starts(machine: Machine) -> None:
-    fds = Path(f"/proc/{machine.process.pid}/fd")
     machine.run("true")
     machine.settle()
-    before = len(list(fds.iterdir()))
+    before = held_open(machine.process.pid)
     for _ in range(10):
         machine.run("true")
         with pytest.raises(StartFailed):
             machine.start(machine.spec("no-such-command"))
     machine.settle()
-    assert len(list(fds.iterdir())) == before
+    machine.holds_no_more(before)
 
 
 def test_a_container_that_ends_at_once_is_started_first(machine: Machine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +11,15 @@ from typing import Any
 
 import needs
 import pytest
-from containers_harness import Machine, Running, StartFailed, open_machine, read_until
+from containers_harness import (
+    Machine,
+    Running,
+    StartFailed,
+    held_open,
+    open_files,
+    open_machine,
+    read_until,
+)
 from waiting import eventually
 
 from wherry_guest.core.cradle import AARCH64, X86_64, program
@@ -56,13 +63,9 @@ def spare_network(machine: Machine) -> str:
     """The network namespace that waits for the next container: PID 1 has it open."""
 
     def found() -> list[str]:
-        links = []
-        for path in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it was closed since
-                links.append(str(path.readlink()))
+        links = open_files(machine.process.pid)
         return [link for link in links if link.startswith("net:")]
 
-    pid = machine.process.pid
     eventually("a spare network namespace", lambda: len(found()) == 1)
     return found()[0]
 
@@ -291,15 +294,14 @@ def test_the_cradles_own_file_cannot_be_written(machine: Machine) -> None:
 
 def test_pid_1_keeps_no_descriptors_of_those_who_ended_or_failed(machine: Machine) -> None:
     machine.run("true")
-    spare_network(machine)
-    before = len(descriptors(machine.process.pid))
+    machine.settle()
+    before = held_open(machine.process.pid)
     for _ in range(20):
         machine.run("true")
         with pytest.raises(StartFailed):
             machine.start(machine.spec("nope"))
     machine.settle()
-    spare_network(machine)
-    assert len(descriptors(machine.process.pid)) == before
+    machine.holds_no_more(before)
 
 
 def test_a_container_is_started_again_when_its_mounts_have_ended(machine: Machine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containers_harness import Machine, StartFailed, read_all
+from containers_harness import Machine, StartFailed, held_open, read_all
 
 from wherry_guest.zygote import Rootfs
 
@@ -135,14 +135,13 @@ def test_failures_outside_and_inside_leave_nothing(
 
 
 def test_descriptors_of_pid_1_do_not_leak(machine: Machine) -> None:
-    fds = Path(f"/proc/{machine.process.pid}/fd")
     machine.run_spec(mapped(machine, "true"))
-    before = len(list(fds.iterdir()))
+    before = held_open(machine.process.pid)
     for _ in range(5):
         machine.run_spec(mapped(machine, "true"))
         with pytest.raises(StartFailed):
             machine.start(mapped(machine, "no-such-command"))
-    assert len(list(fds.iterdir())) == before
+    machine.holds_no_more(before)
 
 
 def test_hooks_are_refused_by_name(machine: Machine) -> None:

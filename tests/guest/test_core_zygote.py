@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -13,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers_harness import Machine, Running, StartFailed, read_all, read_until
-from waiting import eventually
+from containers_harness import Machine, Running, StartFailed, held_open, read_all, read_until
 
 from wherry_guest import __version__
 from wherry_guest.zygote import Exited, Started, code_digest
@@ -222,25 +220,15 @@ def test_terminal_belongs_to_the_user(machine: Machine) -> None:
 
 
 def test_a_failed_start_with_a_terminal_reports_and_keeps_nothing(machine: Machine) -> None:
-    fds = Path(f"/proc/{machine.process.pid}/fd")
     machine.run("true")  # what was forgotten before is closed when this is answered
     machine.settle()
-    before = len(others(fds))
+    before = held_open(machine.process.pid)
     with pytest.raises(StartFailed) as failure:
         machine.start(machine.spec("nope"), tty=True)
     assert failure.value.report.exit_code == 127
     machine.run("true")
     machine.settle()
-    eventually("as many are open as before", lambda: len(others(fds)) <= before)
-
-
-def others(fds: Path) -> list[str]:
-    """What is open besides the network namespace that the next container may find ready."""
-    links = []
-    for path in fds.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it was closed since
-            links.append(str(path.readlink()))
-    return [link for link in links if not link.startswith("net:")]
+    machine.holds_no_more(before)
 
 
 # What PID 1 keeps.
