@@ -24,6 +24,7 @@ from wherry.images.compress import DiffReader
 from wherry.images.erofs import layer_uuid, write_erofs
 from wherry.images.tar import LayerError
 from wherry.osutil import sync_descriptor
+from wherry.osutil.sparse import mark_sparse
 
 OWN_PROCESS_BYTES = 4 << 20
 """Blobs from this size on get a process: it costs about 60 ms, such a blob takes over 100 ms."""
@@ -66,6 +67,7 @@ def convert(
     """
     reader = DiffReader(chunks, max_bytes)
     with target.open("wb+") as out:
+        mark_sparse(out.fileno())
 
         def uuid() -> bytes:
             return layer_uuid(reader.diff_id).bytes

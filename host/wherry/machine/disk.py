@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wherry.errors import StorageError
 from wherry.osutil import fsync_directory, sync_descriptor
+from wherry.osutil.sparse import mark_sparse
 
 _MAGIC = 0x514649FB
 _VERSION = 3
@@ -129,6 +130,7 @@ def create_disk(path: Path, size: int) -> None:
     """
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
+        mark_sparse(file.fileno())
         file.write(empty_qcow2(size))
         file.flush()
         sync_descriptor(file.fileno())

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wherry.osutil import sync_descriptor
+from wherry.osutil.sparse import lengthen, mark_sparse
 
 PAGE = 4096
 _CHUNK = 1 << 20
@@ -23,7 +24,8 @@ def make_memory(file: Path, size: int) -> None:
     """A new file of zeros, which takes no space. Raises OSError."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.ftruncate(descriptor, size)
+        mark_sparse(descriptor)
+        lengthen(descriptor, size)
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,8 @@
-"""Copying big, mostly empty files: shared with the original where the file system can, else only
-what is written in it."""
+"""Big, mostly empty files: holes where nothing is written, copies without what is empty.
+
+A copy shares its blocks with the original where the file system can, else it has only what is
+written in it. POSIX file systems leave holes by themselves, Windows' only in files that are marked.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,60 @@ from wherry.osutil.files import fsync_directory, sync_descriptor
 _FICLONE = 0x40049409
 """_IOW(0x94, 9, int), linux/fs.h: btrfs, XFS and others share the blocks until one is written."""
 
+_FSCTL_SET_SPARSE = 0x000900C4
+_FILE_END_OF_FILE_INFO = 6
+"""Windows, winioctl.h: what nobody writes takes no space from then on; minwinbase.h."""
+
 _CHUNK = 1 << 20
 _ZEROS = bytes(_CHUNK)
+
+
+def mark_sparse(descriptor: int) -> bool:
+    """Let a file that was just made have holes; False where the file system cannot (FAT, some
+    shares): there it is as large as it looks, and works all the same."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    return _allow_holes(ctypes.WinDLL("kernel32"), msvcrt.get_osfhandle(descriptor))
+
+
+def lengthen(descriptor: int, size: int) -> None:
+    """Give a file `size` bytes, the new ones a hole.
+
+    Not by Python's truncate on Windows: the C runtime writes every zero there (_chsize_s).
+
+    Raises:
+        OSError: the disk is full, or the file cannot be as large.
+    """
+    if sys.platform != "win32":
+        os.ftruncate(descriptor, size)
+        return
+    import msvcrt
+
+    kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    if not _set_end(kernel32, msvcrt.get_osfhandle(descriptor), size):
+        raise ctypes.WinError(ctypes.get_last_error())
+
+
+def _allow_holes(kernel32: Any, handle: int) -> bool:
+    given = ctypes.c_uint32()
+    return bool(
+        kernel32.DeviceIoControl(
+            *(ctypes.c_void_p(handle), _FSCTL_SET_SPARSE),
+            *(None, 0, None, 0, ctypes.byref(given), None),
+        )
+    )
+
+
+def _set_end(kernel32: Any, handle: int, size: int) -> bool:
+    end = ctypes.c_int64(size)
+    return bool(
+        kernel32.SetFileInformationByHandle(
+            *(ctypes.c_void_p(handle), _FILE_END_OF_FILE_INFO),
+            *(ctypes.byref(end), ctypes.sizeof(end)),
+        )
+    )
 
 
 def copy_sparse(
@@ -85,7 +140,8 @@ def _cloned(read: BinaryIO, written: BinaryIO) -> bool:
 
 def _copy(read: BinaryIO, written: BinaryIO, progress: Callable[[int, int], None]) -> None:
     total = os.fstat(read.fileno()).st_size
-    written.truncate(total)
+    mark_sparse(written.fileno())
+    lengthen(written.fileno(), total)
     for start, end in _extents(read.fileno(), total):
         position = start
         while position < end:
