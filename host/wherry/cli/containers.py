@@ -83,6 +83,8 @@ def logs_command(
     container: str,
 ) -> None:
     """Show a container's output."""
+    from wherry.osutil.terminal import output_as_written  # here: other commands need not pay
+
     facts = app.client.request("GET", f"/containers/{container}/json").json()
     query = {
         "stdout": 1,
@@ -95,11 +97,12 @@ def logs_command(
         "until": moment(until),
     }
     chunks = app.client.stream("GET", f"/containers/{facts['Id']}/logs", query=query)
-    if facts["Config"]["Tty"]:
-        for chunk in chunks:
-            write_all(1, chunk)
-    else:
-        demultiplex(chunks)
+    with output_as_written():
+        if facts["Config"]["Tty"]:
+            for chunk in chunks:
+                write_all(1, chunk)
+        else:
+            demultiplex(chunks)
 
 
 def moment(text: str) -> str:

@@ -280,8 +280,8 @@ def _resizer(app: App, path: str) -> Callable[[int, int], None]:
         if rows and columns:
             try:
                 app.client.request("POST", path, query={"h": rows, "w": columns})
-            except EngineError:
-                pass  # it ended meanwhile: a size is of no use to it
+            except WherryError:
+                pass  # it, or the engine, ended meanwhile: a size is of no use
 
     return resize
 

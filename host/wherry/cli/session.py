@@ -47,20 +47,22 @@ class Session:
 
     def run(self, connection: Connection, early: bytes) -> bool:
         """Copy until the output ends. True when the user detached. Closes the connection."""
-        from wherry.osutil.terminal import on_resize, raw_mode, terminal_size  # see output.py
+        from wherry.osutil import terminal  # see output.py
 
         pump = _Pump(self, connection)
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
+            stack.enter_context(terminal.output_as_written())
             if self.forward is not None and not self.tty:
                 stack.enter_context(_forwarding(self.forward))
             if self.tty and sys.stdin.isatty() and self.stdin:
-                stack.enter_context(raw_mode(sys.stdin.fileno()))
+                stack.enter_context(terminal.raw_mode(sys.stdin.fileno()))
             if self.tty and sys.stdout.isatty():
-                self.resize(*terminal_size(sys.stdout.fileno()))
-                stack.enter_context(on_resize(sys.stdout.fileno(), self.resize))
+                self.resize(*terminal.terminal_size(sys.stdout.fileno()))
+                stack.enter_context(terminal.on_resize(sys.stdout.fileno(), self.resize))
             if self.stdin:
-                threading.Thread(target=pump.copy_input, daemon=True).start()
+                reading = (terminal.input_reader(),)
+                threading.Thread(target=pump.copy_input, args=reading, daemon=True).start()
             pump.copy_output(early)
         return pump.detached
 
@@ -73,10 +75,10 @@ class _Pump:
         self._scanner = DetachScanner(keys) if session.tty else None
         self.detached = False
 
-    def copy_input(self) -> None:
+    def copy_input(self, read: Callable[[int], bytes]) -> None:
         """Standard input to the container; runs in a thread of its own."""
         try:
-            while data := os.read(0, READ_SIZE):
+            while data := read(READ_SIZE):
                 if self._scanner is not None:
                     data, self.detached = self._scanner.feed(data)
                 self._connection.sendall(data)

@@ -1,4 +1,4 @@
-"""The terminal: raw mode, its size, and being told when that changes."""
+"""The terminal: raw mode, what is typed, its size, and being told when that changes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 _RESIZE_POLL_SECONDS = 0.25
 """Windows sends no signal when a console's size changes."""
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 def terminal_size(descriptor: int) -> tuple[int, int]:
@@ -26,7 +29,9 @@ def terminal_size(descriptor: int) -> tuple[int, int]:
 def raw_mode(descriptor: int) -> Iterator[None]:
     """While the block runs keys arrive as typed, Ctrl-C included, and nothing is echoed."""
     if sys.platform == "win32":
-        with _windows_raw_mode():
+        from wherry.osutil.console import SystemKernel32, raw_console  # here: only Windows pays
+
+        with raw_console(SystemKernel32(), _handle(descriptor), _handle(_STDOUT)):
             yield
         return
     import termios
@@ -38,6 +43,31 @@ def raw_mode(descriptor: int) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def output_as_written() -> Iterator[None]:
+    """While the block runs UTF-8 that is written to the terminal looks as it should.
+
+    That is so by itself but on Windows, whose console has a code page of its own."""
+    if sys.platform == "win32":
+        from wherry.osutil.console import SystemKernel32, utf8_output
+
+        with utf8_output(SystemKernel32(), _handle(_STDOUT), _handle(_STDERR)):
+            yield
+        return
+    yield
+
+
+def input_reader() -> Callable[[int], bytes]:
+    """What reads standard input: so many bytes at most, b"" at the end; a console's as UTF-8."""
+    if sys.platform == "win32":
+        from wherry.osutil.console import ConsoleInput, SystemKernel32
+
+        kernel32, handle = SystemKernel32(), _handle(_STDIN)
+        if kernel32.mode(handle) is not None:
+            return ConsoleInput(kernel32, handle).read
+    return partial(os.read, _STDIN)
 
 
 @contextlib.contextmanager
@@ -57,9 +87,10 @@ def on_resize(descriptor: int, callback: Callable[[int, int], None]) -> Iterator
 @contextlib.contextmanager
 def _polled_resize(descriptor: int, callback: Callable[[int, int], None]) -> Iterator[None]:
     done = threading.Event()
+    known = terminal_size(descriptor)
 
     def watch() -> None:
-        known = terminal_size(descriptor)
+        nonlocal known
         while not done.wait(_RESIZE_POLL_SECONDS):
             if (size := terminal_size(descriptor)) != known:
                 known = size
@@ -74,36 +105,13 @@ def _polled_resize(descriptor: int, callback: Callable[[int, int], None]) -> Ite
         watcher.join()
 
 
-_ENABLE_PROCESSED_INPUT = 0x0001
-_ENABLE_LINE_INPUT = 0x0002
-_ENABLE_ECHO_INPUT = 0x0004
-_ENABLE_VIRTUAL_TERMINAL_INPUT = 0x0200
-_ENABLE_VIRTUAL_TERMINAL_PROCESSING = 0x0004
-_STD_INPUT_HANDLE = -10
-_STD_OUTPUT_HANDLE = -11
-"""Windows, consoleapi.h and winbase.h."""
-
-
-@contextlib.contextmanager
-def _windows_raw_mode() -> Iterator[None]:
+def _handle(descriptor: int) -> int:
+    """0, which is no console, for a descriptor that is closed."""
     if sys.platform != "win32":
         raise OSError("only on Windows")
-    import ctypes
+    import msvcrt
 
-    kernel32 = ctypes.windll.kernel32
-    modes = []
-    cooked = _ENABLE_PROCESSED_INPUT | _ENABLE_LINE_INPUT | _ENABLE_ECHO_INPUT
-    for which, clear, add in (
-        (_STD_INPUT_HANDLE, cooked, _ENABLE_VIRTUAL_TERMINAL_INPUT),
-        (_STD_OUTPUT_HANDLE, 0, _ENABLE_VIRTUAL_TERMINAL_PROCESSING),
-    ):
-        handle = kernel32.GetStdHandle(which)
-        mode = ctypes.c_uint32()
-        if kernel32.GetConsoleMode(handle, ctypes.byref(mode)):
-            modes.append((handle, mode.value))
-            kernel32.SetConsoleMode(handle, (mode.value & ~clear) | add)
     try:
-        yield
-    finally:
-        for handle, value in modes:
-            kernel32.SetConsoleMode(handle, value)
+        return msvcrt.get_osfhandle(descriptor)
+    except OSError:
+        return 0

@@ -17,7 +17,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wherry.osutil.terminal import on_resize, raw_mode, terminal_size
+from wherry.osutil.terminal import (
+    input_reader,
+    on_resize,
+    output_as_written,
+    raw_mode,
+    terminal_size,
+)
 
 if TYPE_CHECKING:
     import paramiko
@@ -97,7 +103,7 @@ def _check_host(transport: paramiko.Transport, alias: str, known_hosts: Path) ->
 
 
 def _run(channel: paramiko.Channel, command: str, tty: bool) -> int:
-    with contextlib.ExitStack() as stack:
+    with output_as_written(), contextlib.ExitStack() as stack:
         if tty or (not command and sys.stdin.isatty()):
             _request_terminal(channel, stack)
         if command:
@@ -123,8 +129,9 @@ def _request_terminal(channel: paramiko.Channel, stack: contextlib.ExitStack) ->
 
 
 def _send(channel: paramiko.Channel) -> None:
+    read = input_reader()
     with contextlib.suppress(OSError, EOFError):
-        while data := os.read(0, _READ_BYTES):
+        while data := read(_READ_BYTES):
             channel.sendall(data)
         channel.shutdown_write()
 
