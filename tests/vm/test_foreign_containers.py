@@ -98,7 +98,9 @@ def test_a_crash_ends_the_container_and_names_the_alternative(wherry: Wherry, fo
 def test_an_exec_that_crashes_leaves_its_container_alone(wherry: Wherry, foreign: str) -> None:
     name = f"exec-{uuid.uuid4().hex[:8]}"
     wherry.run("run", "-d", "--name", name, foreign, "sleep", "1000", check=True)
-    assert wherry.run("exec", name, "sh", "-c", CRASH).returncode == 139
+    done = wherry.run("exec", name, "sh", "-c", CRASH)
+    assert done.returncode == 139
+    assert f"wherry machine create --arch {OTHER}" in done.stderr.decode()
     assert wherry.out("exec", name, "echo", "alive") == "alive"
     wherry.run("rm", "-f", name, check=True)
 

@@ -207,7 +207,13 @@ async def start_exec(engine: Engine, request: Request) -> Response | Hijack:
 
 
 async def inspect_exec(engine: Engine, request: Request) -> Response:
-    return json_response(views.exec_inspect(engine.execs.get(request.args["id"])))
+    execution = engine.execs.get(request.args["id"])
+    answer = views.exec_inspect(execution)
+    if execution.exit_code is not None and not execution.running:
+        container = engine.containers.get(execution.container_id)
+        if complaint := engine.emulation.complaint(container, execution.exit_code):
+            answer["Hint"] = complaint  # ours
+    return json_response(answer)
 
 
 async def resize_exec(engine: Engine, request: Request) -> Response:

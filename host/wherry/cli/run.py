@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,9 @@ def exec_command(
     )
     if session.run(*stream):
         return 0
-    return int(client.request("GET", f"/exec/{exec_id}/json").json()["ExitCode"] or 0)
+    ended = client.request("GET", f"/exec/{exec_id}/json").json()
+    _show_hint(ended)
+    return int(ended["ExitCode"] or 0)
 
 
 def _resizer(app: App, path: str) -> Callable[[int, int], None]:
@@ -303,6 +305,11 @@ def _exit_code(waiting: Iterator[bytes]) -> int:
     answer = json.loads(b"".join(waiting))
     if error := answer.get("Error"):
         print(f"wherry: {error['Message']}", file=sys.stderr)
+    _show_hint(answer)
+    return int(answer["StatusCode"])
+
+
+def _show_hint(answer: Mapping[str, Any]) -> None:
+    """What the engine has to say of an exit code: an emulator may be to blame."""
     if hint := answer.get("Hint"):
         print(f"wherry: {hint}", file=sys.stderr)
-    return int(answer["StatusCode"])
