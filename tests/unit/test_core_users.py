@@ -12,9 +12,9 @@ from recording_kernel import RecordingKernel
 
 from wherry_guest.core.process import find_program, search_path
 from wherry_guest.core.spec import User
-from wherry_guest.core.steps import SetupError
+from wherry_guest.core.steps import Identity, SetupError
 from wherry_guest.core.syscalls import FileStatus
-from wherry_guest.core.users import Identity, parse_group, parse_passwd, read_file, resolve
+from wherry_guest.core.users import parse_group, parse_passwd, read_file, resolve
 
 PASSWD = list(
     parse_passwd("root:x:0:0:root:/root:/bin/sh\nweb:x:33:44::/srv/web:\n7:x:500:501::/h:\n")

@@ -8,12 +8,17 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
-
-if TYPE_CHECKING:
-    from wherry_guest.core.syscalls import Kernel
+from typing import Any, Final, NoReturn, Protocol
 
 _os: Final[Any] = os  # pipe2 exists on POSIX only; mypy checks all platforms
+
+
+class Calls(Protocol):
+    """What it needs of `core.syscalls.Kernel`, which has it for a method."""
+
+    def clone(self, flags: int, cgroup: int | None) -> int: ...
+
+    def readlink(self, path: str) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Holder:
     leash: int
 
 
-def hold(kernel: Kernel, clone_flags: int) -> Holder:
+def hold(kernel: Calls, clone_flags: int) -> Holder:
     """A child in the new namespaces of `clone_flags`; OSError."""
     number_reader, number_writer = _os.pipe2(_os.O_CLOEXEC)
     end_reader, leash = _os.pipe2(_os.O_CLOEXEC)
@@ -44,7 +49,7 @@ def hold(kernel: Kernel, clone_flags: int) -> Holder:
     return holder
 
 
-def _hold(kernel: Kernel, writer: int, end: int) -> NoReturn:
+def _hold(kernel: Calls, writer: int, end: int) -> NoReturn:
     """Say the number (an errno, negative, when it cannot be had) and wait for the end."""
     try:
         # /proc may be of another pid namespace than ours: only it knows the number

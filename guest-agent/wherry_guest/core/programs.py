@@ -13,10 +13,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
-
-if TYPE_CHECKING:
-    from wherry_guest.core.syscalls import Kernel
+from typing import Any, Final, NoReturn, Protocol
 
 KEPT_OUTPUT: Final = 4096
 _PIECE: Final = 65536
@@ -29,6 +26,20 @@ _select: Final[Any] = select
 _signal: Final[Any] = signal
 
 
+class Calls(Protocol):
+    """What it needs of `core.syscalls.Kernel`, which has it for a method."""
+
+    def clone(self, flags: int, cgroup: int | None) -> int: ...
+
+    def pidfd_open(self, pid: int) -> int: ...
+
+    def dup2(self, fd: int, target: int) -> None: ...
+
+    def close_range(self, first: int, last: int) -> None: ...
+
+    def execve(self, path: str, args: Sequence[str], env: Sequence[str]) -> NoReturn: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramEnd:
     """How it went: os.waitstatus_to_exitcode's number, and the first of what it said."""
@@ -38,7 +49,7 @@ class ProgramEnd:
 
 
 def run_program(
-    kernel: Kernel,
+    kernel: Calls,
     path: str,
     args: Sequence[str],
     env: Sequence[str],
@@ -128,7 +139,7 @@ class _Watch:
 
 
 def _become(
-    kernel: Kernel, path: str, args: Sequence[str], env: Sequence[str], source: int, sink: int
+    kernel: Calls, path: str, args: Sequence[str], env: Sequence[str], source: int, sink: int
 ) -> NoReturn:
     said = sink
     try:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from wherry_guest.core.syscalls import Kernel
-    from wherry_guest.core.users import Identity
 
 SETUP_FAILED = 125
 """Docker's exit code for "the container itself could not be set up"."""
@@ -52,6 +51,16 @@ def _no_answer(request: str) -> None:
 
 def _no_start() -> None:
     raise SetupError("nobody will start the container")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the process will be: ids, supplementary groups, and its home directory."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
 
 
 @dataclass(slots=True)

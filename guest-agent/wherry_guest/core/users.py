@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wherry_guest.core.spec import User
-from wherry_guest.core.steps import SetupError
+from wherry_guest.core.steps import Identity, SetupError
 from wherry_guest.core.syscalls import PR_SET_KEEPCAPS
 
 if TYPE_CHECKING:
@@ -48,16 +48,6 @@ class Group:
     name: str
     gid: int
     members: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the process gets: ids, supplementary groups, and its home directory."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: str
 
 
 def parse_passwd(text: str) -> Iterator[Account]:
