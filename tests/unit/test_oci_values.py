@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from wherry_guest.core.hooks import STAGES
 from wherry_guest.oci import arguments, cgroup, features, update
 from wherry_guest.oci.errors import OciError
-from wherry_guest.oci.log import Log
+from wherry_guest.oci.log import LEVELS, Log
 from wherry_guest.oci.main import main
 from wherry_guest.oci.store import check_id
 
@@ -32,10 +33,34 @@ def test_an_execs_own_flags_end_at_the_container() -> None:
     assert (given.tty, given.env) == (True, ["A=b"])
 
 
-@pytest.mark.parametrize("flags", [["--systemd-cgroup"], ["--cgroup-manager", "systemd"]])
-def test_systemd_is_refused_clearly(flags: list[str]) -> None:
-    with pytest.raises(OciError, match="systemd are not supported: use the cgroupfs manager"):
-        arguments.parse([*flags, "state", "x"])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--systemd-cgroup", "state", "x"], "systemd are not supported: use the cgroupfs manager"),
+        (["--cgroup-manager", "systemd", "state", "x"], "systemd are not supported"),
+        (["checkpoint", "--image-path", "/x", "x"], "^checkpoint is not supported"),
+        (["checkpoint", "--help"], "^checkpoint is not supported"),
+        (["restore", "-d", "x"], "^restore is not supported"),
+        (["--criu", "/usr/sbin/criu", "state", "x"], "^--criu is not supported"),
+        (["--rootless", "true", "state", "x"], "^--rootless true is not supported: only root"),
+        (["create", "--preserve-fds", "-1", "x"], "^--preserve-fds is below 0"),
+    ],
+)
+def test_what_is_refused_is_named_and_logged(argv: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(OciError, match=said):
+        arguments.check(arguments.parse(argv))
+    assert main(["--log", str(tmp_path / "log"), "--log-format", "json", *argv]) == 1
+    assert re.search(said, json.loads((tmp_path / "log").read_text())["msg"])
+
+
+def test_a_log_has_what_its_level_says(tmp_path: Path) -> None:
+    for level in LEVELS:
+        log = Log(tmp_path / level, level=level)
+        log.error("a")
+        log.warning("b")
+        log.debug("c")
+    lines = {level: len((tmp_path / level).read_text().splitlines()) for level in LEVELS}
+    assert lines == {"error": 1, "warning": 2, "info": 2, "debug": 3}
 
 
 @pytest.mark.parametrize("argv", [["x"], ["kill"], ["state", "a", "b"], ["run", "--nonsense", "a"]])

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from wherry_guest.oci.errors import OciError
+from wherry_guest.oci.log import LEVELS
 from wherry_guest.oci.store import DEFAULT_ROOT
 from wherry_guest.oci.update import FLAGS
 
 PROGRAM: Final = "wherry-oci"
 
 _CGROUP_MANAGERS: Final = ("cgroupfs", "disabled", "systemd")
+
+_REFUSED_COMMANDS: Final = ("checkpoint", "restore")
+"""Of runc; callers learn from a failing `checkpoint --help` that there is none (podman does)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,15 +31,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments by name; `command` is the subcommand.
 
     Raises:
-        OciError: they are wrong, or ask for what is refused.
-        SystemExit: after --help or --version.
+        OciError: they are wrong.
+        SystemExit: after --help.
     """
-    arguments = _parser().parse_args(argv)
+    return _parser().parse_args(argv)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises OciError when they ask for what is refused: apart, so that it can be logged."""
+    if arguments.command in _REFUSED_COMMANDS or arguments.criu is not None:
+        what = arguments.command if arguments.criu is None else "--criu"
+        raise OciError(f"{what} is not supported: containers cannot be saved to files (CRIU)")
+    if arguments.rootless == "true":
+        raise OciError("--rootless true is not supported: only root can run containers")
     if arguments.systemd_cgroup or arguments.cgroup_manager == "systemd":
         raise OciError("cgroups by systemd are not supported: use the cgroupfs manager")
     if getattr(arguments, "preserve_fds", 0) < 0:
         raise OciError("--preserve-fds is below 0")
-    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,11 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="state directory")
     parser.add_argument("--log", type=Path, help="file for errors and warnings")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
-    parser.add_argument("--log-level", default="info", help=argparse.SUPPRESS)
-    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--log-level", choices=LEVELS, default="info")
+    parser.add_argument("--debug", dest="log_level", action="store_const", const="debug")
     parser.add_argument("--systemd-cgroup", action="store_true", help="refused")
     parser.add_argument("--cgroup-manager", choices=_CGROUP_MANAGERS, default="cgroupfs")
-    parser.add_argument("--rootless", default="auto", help=argparse.SUPPRESS)
+    parser.add_argument("--rootless", choices=("auto", "false", "true"), default="auto")
+    parser.add_argument("--criu", metavar="FILE", help="refused")
     parser.add_argument("--version", "-v", action="store_true")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for add in (_add_life, _add_exec, _add_processes, _add_update, _add_others):
@@ -127,6 +140,9 @@ def _add_others(commands: Any) -> None:
     _command(commands, "features", id=False)
     command = _command(commands, "spec", id=False)
     command.add_argument("--bundle", "-b", type=Path, default=Path())
+    for name in _REFUSED_COMMANDS:
+        command = commands.add_parser(name, add_help=False, prefix_chars="\0")
+        command.add_argument("arguments", nargs="*")
 
 
 def _command(commands: Any, name: str, id: bool = True) -> argparse.ArgumentParser:

@@ -10,17 +10,22 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from wherry_guest.oci.errors import OciError
+
+LEVELS: Final = ("error", "warning", "info", "debug")
+"""Each says what those before it say too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Args: path: of the log file, None: standard error only. form: text or json."""
+    """Args: path: of the log file, None: standard error only. form: text or json. level: the last
+    of LEVELS that is written."""
 
     path: Path | None = None
     form: str = "text"
-    debugging: bool = False
+    level: str = "info"
 
     def error(self, message: str) -> None:
         """The reason of a failure: to the log, and always to standard error."""
@@ -32,8 +37,7 @@ class Log:
         self._write("warning", message)
 
     def debug(self, message: str) -> None:
-        if self.debugging:
-            self._write("debug", message)
+        self._write("debug", message)
 
     def check(self) -> None:
         """Raises OciError when the log cannot be written."""
@@ -44,6 +48,8 @@ class Log:
                 raise OciError(f"--log {self.path}: {error.strerror}") from error
 
     def _write(self, level: str, message: str) -> None:
+        if LEVELS.index(level) > LEVELS.index(self.level):
+            return
         time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         line = f"time={json.dumps(time)} level={level} msg={json.dumps(message)}"
         if self.form == "json":

@@ -34,8 +34,9 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     command = ""
     try:
         given = arguments.parse(argv)
-        log = Log(given.log, given.log_format, given.debug)
+        log = Log(given.log, given.log_format, given.log_level)
         log.check()
+        arguments.check(given)
         if given.version:
             _print(f"{arguments.PROGRAM} {wherry_guest.__version__}\nspec: {STATE_VERSION}")
             return 0
