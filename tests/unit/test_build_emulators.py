@@ -18,7 +18,7 @@ from vmimage_samples import deb, program
 from wherry.build.emulators import EMULATORS, Emulator, EmulatorSource
 from wherry.errors import ImageBuildError
 from wherry_image.archive import Package
-from wherry_image.foreign import EMULATOR_PACKAGE, emulator_lock
+from wherry_image.foreign import EMULATOR_PACKAGE, QEMU_USER
 from wherry_image.lock import Lock
 from wherry_image.lockfiles import write_lock
 
@@ -142,6 +142,6 @@ def test_a_package_without_an_emulator_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
 def test_the_shipped_locks_pin_one_package_each(arch: str) -> None:
-    lock = emulator_lock(arch)
+    lock = QEMU_USER.lock(arch)
     assert [package.name for package in lock.packages] == [EMULATOR_PACKAGE]
     assert lock.packages[0].architecture == arch

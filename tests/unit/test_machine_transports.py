@@ -24,7 +24,7 @@ from wherry.machine.vsock import Vsock, connect_vsock, forget_vsock, start_vsock
 from wherry.osutil import identify, is_alive, spawn_detached
 from wherry.paths import Home
 from wherry_image.errors import FormatError
-from wherry_image.sshserver import _contents, ssh_server_lock
+from wherry_image.sshserver import SSH_SERVER, _contents
 
 CONFIG = MachineConfig(cpus=1, memory_mib=512, disk_gib=1, arch="amd64")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has vsocks")
@@ -213,6 +213,6 @@ def test_packages_without_the_server_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
 def test_the_shipped_locks_name_the_server(arch: str) -> None:
-    names = {package.name for package in ssh_server_lock(arch).packages}
+    names = {package.name for package in SSH_SERVER.lock(arch).packages}
     assert {"dropbear-bin", "openssh-sftp-server"} <= names
     assert "openssh-client" not in names

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 from vmimage_samples import BUSYBOX, Archive, deb, program
 
+from wherry_image.addons import Fetched
 from wherry_image.archive import Package
 from wherry_image.errors import ConfigError, FormatError, LockError, MirrorError, SignatureError
 from wherry_image.foreign import (
     EMULATOR_PACKAGE,
-    PinnedPackage,
+    QEMU_USER,
     busybox_layout,
-    emulator_lock,
     emulator_programs,
-    fetch_emulators,
-    refresh_emulators,
 )
 from wherry_image.lock import Lock
 from wherry_image.lockfiles import newest_lock, write_lock
@@ -47,8 +45,8 @@ class Room:
         lock = Lock("amd64", moment, (EMULATOR_PACKAGE,), (package,))
         write_lock(self.locks / "emulators-amd64.lock", lock)
 
-    def fetch(self) -> PinnedPackage:
-        return fetch_emulators(
+    def fetch(self) -> Fetched:
+        return QEMU_USER.fetch(
             arch="amd64",
             packages=self.root / "packages",
             locks=[self.locks],
@@ -57,7 +55,7 @@ class Room:
 
     def refresh(self) -> list[str]:
         mirror = self.archive.url
-        return list(map(str, refresh_emulators(arch="amd64", locks=[self.locks], mirror=mirror)))
+        return list(map(str, QEMU_USER.refresh(arch="amd64", locks=[self.locks], mirror=mirror)))
 
 
 @pytest.fixture
@@ -70,8 +68,10 @@ def test_the_locked_package_is_taken(room: Room) -> None:
     room.pin(old)
     room.publish("2.0")
     found = room.fetch()
-    assert (found.package.version, found.notices) == ("1.0", ())
-    assert dict(emulator_programs(found.file, ["qemu-arm"]))["qemu-arm"].endswith(b"1.0")
+    assert (found.package(EMULATOR_PACKAGE).version, found.notices) == ("1.0", ())
+    assert dict(emulator_programs(found.files[EMULATOR_PACKAGE], ["qemu-arm"]))[
+        "qemu-arm"
+    ].endswith(b"1.0")
 
 
 def test_a_package_that_is_gone_is_replaced_by_the_newest_and_pinned(room: Room) -> None:
@@ -80,9 +80,9 @@ def test_a_package_that_is_gone_is_replaced_by_the_newest_and_pinned(room: Room)
     (room.archive.root / old.path).unlink()
     room.publish("2.0")
     found = room.fetch()
-    assert found.package.version == "2.0"
+    assert found.package(EMULATOR_PACKAGE).version == "2.0"
     assert found.notices[0].startswith("no mirror has qemu-user_1.0_amd64.deb any more")
-    assert emulator_lock("amd64", [room.locks]).packages[0].version == "2.0"
+    assert QEMU_USER.lock("amd64", [room.locks]).packages[0].version == "2.0"
     assert room.fetch().notices == ()
 
 
@@ -95,7 +95,7 @@ def test_an_unsigned_replacement_is_refused_and_the_lock_stays(room: Room) -> No
     room.archive.key = Archive(room.root / "other").key
     with pytest.raises(SignatureError):
         room.fetch()
-    assert emulator_lock("amd64", [room.locks]).packages[0].version == "1.0"
+    assert QEMU_USER.lock("amd64", [room.locks]).packages[0].version == "1.0"
 
 
 def test_an_altered_package_is_refused(room: Room) -> None:
@@ -136,7 +136,7 @@ def test_a_busybox_is_an_image_of_its_architecture(room: Room) -> None:
 
 def test_what_is_wrong_is_said(room: Room, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown architecture s390x"):
-        emulator_lock("s390x")
+        QEMU_USER.lock("s390x")
     file = tmp_path / "odd.deb"
     file.write_bytes(deb({"/usr/bin/qemu-arm": b"a script"}))
     with pytest.raises(FormatError, match="qemu-arm of qemu-user is not a static program"):

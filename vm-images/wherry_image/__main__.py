@@ -11,9 +11,9 @@ from pathlib import Path
 from .archive import ARCHITECTURES
 from .build import build_image, refresh_lock
 from .errors import VmImageError
-from .foreign import refresh_emulators
+from .foreign import QEMU_USER
 from .kernels import DEFAULT, KernelChoice, parse_kernel
-from .sshserver import refresh_ssh_server
+from .sshserver import SSH_SERVER
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,8 +60,8 @@ def _lock(options: argparse.Namespace) -> int:
         progress=_show,
     )
     changes = [*change.packages]
-    for refresh in (refresh_emulators, refresh_ssh_server):
-        changes += refresh(
+    for addon in (QEMU_USER, SSH_SERVER):
+        changes += addon.refresh(
             arch=options.arch, locks=[directory], mirror=options.mirror, progress=_show
         )
     for line in (*change.notices, *map(str, changes)):

@@ -11,32 +11,30 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from .archive import ARCHITECTURES
-from .build import shipped
+from .addons import Addon
 from .cpio import write_cpio
 from .deb import data_members
 from .elf import is_elf, needed
-from .errors import ConfigError, FormatError, PackageGone
-from .fetch import fetch_packages
-from .lock import Lock, PackageChange, compare_locks, format_lock
-from .lockfiles import newest_lock, write_lock
-from .mirror import Mirror, mirrors
+from .errors import FormatError
+from .lock import Lock, format_lock
 from .progress import Progress, nobody_watches
 from .tree import Tree
 
-ROOTS = ("dropbear-bin", "openssh-sftp-server")
+SSH_SERVER = Addon(
+    "ssh",
+    "the SSH server",
+    roots=("dropbear-bin", "openssh-sftp-server"),
+    # What the VM has itself: a C library must be the one that its dynamic linker belongs to.
+    present=("libc6", "libgcc-s1"),
+)
 
 _PROGRAMS = {
     "/usr/sbin/dropbear": "dropbear",
     "/usr/bin/dropbearkey": "dropbearkey",
     "/usr/lib/openssh/sftp-server": "sftp-server",
 }
-_VM_PACKAGES = ("libc6", "libgcc-s1")
-"""What the VM has itself: a C library must be the one that its dynamic linker belongs to."""
-
 _LIBRARIES = "/usr/lib/"
 _LAYOUT = b"1"
 """Of the archive; another one makes archives anew."""
@@ -73,57 +71,16 @@ def ssh_server_archive(
     Raises:
         VmImageError: one of its kinds.
     """
-    lock = ssh_server_lock(arch, locks)
-    file = _file(out, lock)
+    file = _file(out, SSH_SERVER.lock(arch, locks))
     notices: tuple[str, ...] = ()
     if not file.exists():
-        try:
-            files = _fetch(lock, packages, mirror, progress)
-        except PackageGone as gone:
-            lock, remarks = _resolve(lock, mirror, progress)
-            notices = (f"{gone.message}: the newest ones are taken", *remarks)
-            files = _fetch(lock, packages, mirror, progress)
-            if locks:
-                write_lock(_lock_file(locks[0], arch), lock)
-        file = _file(out, lock)
-        _write(file, write_cpio(_contents(files), lock.epoch), f"ssh-{arch}-*.cpio")
+        fetched = SSH_SERVER.fetch(
+            arch=arch, packages=packages, locks=locks, mirror=mirror, progress=progress
+        )
+        file, notices = _file(out, fetched.lock), fetched.notices
+        content = write_cpio(_contents(fetched.files), fetched.lock.epoch)
+        _write(file, content, f"ssh-{arch}-*.cpio")
     return SshServerArchive(file, hashlib.sha256(file.read_bytes()).hexdigest(), notices)
-
-
-def ssh_server_lock(arch: str, locks: Sequence[Path] = ()) -> Lock:
-    """The newest lock of the server, of `locks` (directories) and ours.
-
-    Raises:
-        ConfigError, LockError: no such architecture; a lock is damaged.
-    """
-    if arch not in ARCHITECTURES:
-        raise ConfigError(f"unknown architecture {arch}", hint=f"one of {', '.join(ARCHITECTURES)}")
-    ours = shipped(_lock_file(Path(), arch).name)
-    files = [*(_lock_file(directory, arch) for directory in locks), ours]
-    lock = newest_lock(arch, files, ROOTS)
-    if lock is None:
-        raise ConfigError(f"no lock names the SSH server for {arch}")
-    return lock
-
-
-def refresh_ssh_server(
-    *,
-    arch: str,
-    locks: Sequence[Path],
-    mirror: str | None = None,
-    progress: Progress = nobody_watches,
-) -> list[PackageChange]:
-    """Pin the newest signed server in `locks[0]`; nothing is written when there is none newer.
-
-    Raises:
-        VmImageError: one of its kinds; the present lock stays as it is.
-    """
-    present = ssh_server_lock(arch, locks)
-    lock, _ = _resolve(present, mirror, progress)
-    changes = compare_locks(present.packages, lock.packages)
-    if changes:
-        write_lock(_lock_file(locks[0], arch), lock)
-    return changes
 
 
 def _contents(files: Mapping[str, Path]) -> Tree:
@@ -132,7 +89,7 @@ def _contents(files: Mapping[str, Path]) -> Tree:
     libraries: dict[str, bytes] = {}
     links: dict[str, str] = {}
     for package, file in files.items():
-        if package in _VM_PACKAGES:
+        if package in SSH_SERVER.present:
             continue
         for member in data_members(file.read_bytes()):
             name = PurePosixPath(member.path).name
@@ -174,32 +131,6 @@ def _write(file: Path, data: bytes, others: str) -> None:
             old.unlink(missing_ok=True)
 
 
-def _fetch(lock: Lock, packages: Path, mirror: str | None, progress: Progress) -> dict[str, Path]:
-    def sources() -> list[Mirror]:
-        return mirrors(mirror, lock.timestamp)
-
-    wanted = [package for package in lock.packages if package.name not in _VM_PACKAGES]
-    return fetch_packages(wanted, packages, sources, progress)
-
-
-def _resolve(present: Lock, mirror: str | None, progress: Progress) -> tuple[Lock, tuple[str, ...]]:
-    from .index import resolve_lock  # the signatures' library: seldom needed
-
-    sources = mirrors(mirror, datetime.now(UTC))
-    resolution = resolve_lock(
-        present.architecture,
-        ROOTS,
-        sources,
-        not_before=present.timestamp,
-        progress=progress,
-    )
-    return resolution.lock, resolution.notices
-
-
 def _file(out: Path, lock: Lock) -> Path:
     tag = hashlib.sha256(_LAYOUT + format_lock(lock).encode()).hexdigest()[:24]
     return out / f"ssh-{lock.architecture}-{tag}.cpio"
-
-
-def _lock_file(directory: Path, arch: str) -> Path:
-    return directory / f"ssh-{arch}.lock"

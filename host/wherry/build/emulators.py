@@ -19,7 +19,7 @@ from wherry.images.convert import convert, read_chunks
 from wherry.images.erofs import FORMAT, layer_uuid
 from wherry.osutil import private_directory
 from wherry_image import VmImageError
-from wherry_image.foreign import emulator_lock, emulator_programs, fetch_emulators
+from wherry_image.foreign import EMULATOR_PACKAGE, QEMU_USER, emulator_programs
 
 Progress = Callable[[str, int, int], None]
 """progress(phase, done, total); phases: index, download, unpack."""
@@ -141,7 +141,7 @@ class EmulatorSource:
         try:
             if (found := self.find()) is not None:
                 return found
-            fetched = fetch_emulators(
+            fetched = QEMU_USER.fetch(
                 arch=self.arch,
                 packages=self.packages,
                 locks=[self.locks],
@@ -149,9 +149,11 @@ class EmulatorSource:
                 progress=progress,
             )
             names = [it.program for it in EMULATORS if it.architecture != self.arch]
-            programs = emulator_programs(fetched.file, names)
-            prefix = f"{self.arch}-{fetched.package.sha256[:24]}-{FORMAT}-"
-            return self._write(_counted(programs, len(names), progress), fetched.epoch, prefix)
+            programs = emulator_programs(fetched.files[EMULATOR_PACKAGE], names)
+            digest = fetched.package(EMULATOR_PACKAGE).sha256
+            prefix = f"{self.arch}-{digest[:24]}-{FORMAT}-"
+            epoch = fetched.lock.epoch
+            return self._write(_counted(programs, len(names), progress), epoch, prefix)
         except VmImageError as error:
             raise ImageBuildError(
                 f"the emulators for programs of other architectures: {error.message}",
@@ -182,7 +184,7 @@ class EmulatorSource:
                     continue  # Windows: a machine has it open; it goes when the next one is made
 
     def _locked_digest(self) -> str:
-        return emulator_lock(self.arch, [self.locks]).packages[0].sha256
+        return QEMU_USER.lock(self.arch, [self.locks]).packages[0].sha256
 
 
 def _write_tar(path: Path, programs: Iterable[tuple[str, bytes]], epoch: int) -> None:

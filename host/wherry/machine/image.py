@@ -10,9 +10,9 @@ from wherry.machine.config import MachineConfig
 from wherry.paths import Home
 from wherry.settings import Settings
 from wherry_image import VmImage, VmImageError, build_image, parse_kernel, refresh_lock
-from wherry_image.foreign import refresh_emulators
+from wherry_image.foreign import QEMU_USER
 from wherry_image.lock import PackageChange
-from wherry_image.sshserver import refresh_ssh_server
+from wherry_image.sshserver import SSH_SERVER
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,7 +70,7 @@ def _newer_extras(arch: str, home: Home, settings: Settings) -> list[PackageChan
     changes: list[PackageChange] = []
     locks, mirror = [home.vm_locks], settings.debian_mirror
     if any(home.emulators.glob(f"{arch}-*.erofs")):
-        changes += refresh_emulators(arch=arch, locks=locks, mirror=mirror)
+        changes += QEMU_USER.refresh(arch=arch, locks=locks, mirror=mirror)
     if any(home.ssh_servers.glob(f"ssh-{arch}-*.cpio")):
-        changes += refresh_ssh_server(arch=arch, locks=locks, mirror=mirror)
+        changes += SSH_SERVER.refresh(arch=arch, locks=locks, mirror=mirror)
     return changes
