@@ -22,7 +22,17 @@ SOCKET_PATH_LIMIT = 103
 _LONGEST_SOCKET_NAME = "rescue.sock"
 
 
-_MACHINE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
+_ROOM = 160
+"""Characters that files below the state directory need: a snapshot's, of the longest names."""
+
+_WINDOWS_PATH_LIMIT = 259
+"""Microsoft, Maximum Path Length Limitation: MAX_PATH less the NUL."""
+
+DIRECTORY_NAME = r"(?!(?i:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.|$))(?!.*\.$)"
+"""Begins the pattern of names that become directories: no device of Windows', no dot at the end,
+on any system, so that a name that is good here is good everywhere."""
+
+_MACHINE_NAME = re.compile(DIRECTORY_NAME + r"[a-z0-9][a-z0-9_.-]{0,30}")
 
 
 def is_machine_name(name: str) -> bool:
@@ -34,7 +44,8 @@ def check_machine_name(name: str) -> str:
     if not is_machine_name(name):
         raise InvalidInput(
             f"{name!r} cannot be a machine's name",
-            hint="up to 31 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit",
+            hint="up to 31 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit, not"
+            " ending with a dot, and no name that Windows keeps for itself (con, nul, aux)",
         )
     return name
 
@@ -53,12 +64,40 @@ def machine_of_directory(directory: Path) -> str | None:
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
     """All state: `WHERRY_HOME`, else `~/.wherry`, on Windows `%LOCALAPPDATA%\\Wherry`."""
-    if configured := environ.get("WHERRY_HOME"):
-        return Path(configured).expanduser().absolute()
+    configured = environ.get("WHERRY_HOME")
+    if configured and (other := foreign_path(configured, sys.platform)) is not None:
+        raise InvalidInput(
+            f"WHERRY_HOME is {configured!r}, {other}",
+            hint=f"set it to a directory of this computer, as in {example_path(sys.platform)}",
+        )
     if sys.platform == "win32":
         local = environ.get("LOCALAPPDATA")
-        return Path(local, "Wherry") if local else Path.home() / "AppData" / "Local" / "Wherry"
-    return Path.home() / ".wherry"
+        usual = Path(local) if local else Path.home() / "AppData" / "Local"
+        return _roomy(Path(configured).expanduser().absolute() if configured else usual / "Wherry")
+    return Path(configured).expanduser().absolute() if configured else Path.home() / ".wherry"
+
+
+def foreign_path(text: str, platform: str) -> str | None:
+    """What is wrong with a path of another kind of system, in words; None: it may be this one's."""
+    if platform == "win32":
+        return "a Linux path" if re.match(r"/(?!/)", text) else None
+    return "a Windows path" if re.match(r"[A-Za-z]:[\\/]|\\\\", text) else None
+
+
+def example_path(platform: str) -> str:
+    """What an absolute path of a system looks like, for hints."""
+    return {"win32": r"C:\Users\me\wherry", "darwin": "/Users/me/wherry"}.get(
+        platform, "/home/me/wherry"
+    )
+
+
+def _roomy(home: Path) -> Path:
+    """A directory of Windows below which no file's path is too long to be opened."""
+    if len(os.fspath(home)) + _ROOM <= _WINDOWS_PATH_LIMIT:
+        return home
+    from wherry.osutil.longpaths import extended  # here: hardly anybody needs it
+
+    return extended(home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +352,7 @@ def pipe_name(machine_root: Path) -> str:
     """
     import hashlib  # see below
 
-    place = os.path.normcase(machine_root.parent)
+    place = os.path.normcase(machine_root.parent).removeprefix("\\\\?\\")
     tag = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return rf"\\.\pipe\wherry-{machine_root.name}-{tag}"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from wherry.doctor.finding import Context, Finding, fail, ok, skipped, warn
 from wherry.doctor.host import FIX
@@ -59,7 +61,8 @@ def database_problem(path: Path) -> str | None:
     """What SQLite says of it, in one line; None: nothing."""
     try:
         # rw: a database with a write-ahead log cannot be read without its index being made.
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)
+        uri = f"file:{quote(os.fsencode(path))}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)
         try:
             rows = connection.execute("PRAGMA quick_check(3)").fetchall()
         finally:

@@ -47,6 +47,7 @@ from wherry.machine.resuming import give_up, resume, tell_guest
 from wherry.machine.saved import SavedMachine, can_restore
 from wherry.machine.transports import Transports
 from wherry.machine.vsock import start_vsock
+from wherry.osutil.longpaths import for_programs
 from wherry.paths import Home, MachinePaths
 from wherry.settings import Settings
 from wherry_guest.identity import digest as source_digest
@@ -312,10 +313,12 @@ class Bringup:
             accel=choice.name,
             cpus=config.cpus,
             memory_mib=config.memory_mib,
-            kernel=image.fast_kernel if choice.name == "tcg" and qemu.boots_elf else image.kernel,
-            initrd=files.combined(self.tools.agent_cpio()),
+            kernel=for_programs(
+                image.fast_kernel if choice.name == "tcg" and qemu.boots_elf else image.kernel
+            ),
+            initrd=for_programs(files.combined(self.tools.agent_cpio())),
             cmdline=f"{image.cmdline} {kernel_options(qemu.arch, choice.name)}".rstrip(),
-            data_disk=self.paths.data_disk,
+            data_disk=for_programs(self.paths.data_disk),
             disk_bytes=disk_size(self.paths.data_disk),
             cpu=config.cpu,
         )

@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from wherry.errors import LinkError, MachineError
 from wherry.machine.argv import LAYER_BUS
+from wherry.osutil.longpaths import for_programs
 
 logger = logging.getLogger(__name__)
 
@@ -246,8 +247,9 @@ class LayerPool:
     async def _plug_devices(self, reserved: Sequence[tuple[_Slot, LayerDisk]]) -> None:
         """All commands go out at once; QEMU runs them in order."""
         commands = []
-        for slot, disk in reserved:
-            commands.append(self._qmp.execute("blockdev-add", _node(slot.lun, disk)))
+        nodes = [_node(slot.lun, disk) for slot, disk in reserved]
+        for (slot, disk), node in zip(reserved, nodes, strict=True):
+            commands.append(self._qmp.execute("blockdev-add", node))
             commands.append(self._qmp.execute("device_add", _device(slot.lun, disk)))
         results = await asyncio.gather(*commands, return_exceptions=True)
         errors = [result if isinstance(result, BaseException) else None for result in results]
@@ -258,7 +260,7 @@ class LayerPool:
             zip((slot.lun for slot, _ in reserved), errors[::2], errors[1::2], strict=True)
         )
         await self._undo([lun for lun, _, device in outcomes if device is None])
-        await self._delete_nodes([lun for lun, node, device in outcomes if device and not node])
+        await self._delete_nodes([lun for lun, added, device in outcomes if device and not added])
         disk = reserved[first // 2][1]
         raise MachineError(f"cannot plug layer {disk.diff_id} ({disk.path}): {errors[first]}")
 
@@ -393,7 +395,7 @@ def _node(lun: int, disk: LayerDisk) -> dict[str, object]:
         "read-only": True,
         "file": {
             "driver": "file",
-            "filename": os.fspath(disk.path.absolute()),
+            "filename": os.fspath(for_programs(disk.path.absolute())),
             "read-only": True,
         },
     }

@@ -26,12 +26,12 @@ from typing import Any
 
 from wherry.errors import Conflict, InvalidInput, NotFound, StorageError
 from wherry.osutil import atomic_write, fsync_directory, private_directory
-from wherry.paths import MachinePaths
+from wherry.paths import DIRECTORY_NAME, MachinePaths
 
 FORMAT = 1
 """Of snapshot.json and suspended.json: what has another one is not taken up."""
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_NAME = re.compile(DIRECTORY_NAME + r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _RECORD = "snapshot.json"
 
 IDLE = "idle"
@@ -133,7 +133,8 @@ def check_snapshot_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"{name!r} cannot be a snapshot's name",
-            hint="up to 63 letters, digits, '_', '.' and '-', beginning with a letter or digit",
+            hint="up to 63 letters, digits, '_', '.' and '-', beginning with a letter or digit, not"
+            " ending with a dot, and no name that Windows keeps for itself (con, nul, aux)",
         )
     return name
 

@@ -17,6 +17,8 @@ _RETRY_SECONDS = 3.0
 """Windows refuses to replace or remove a file that a scanner, a reader or a process that is just
 ending has open: a moment later it works."""
 
+FULL_HINT = "the disk is full: make room on it, also with: wherry system prune"
+
 
 def private_directory(path: Path) -> Path:
     """Make `path` (and missing parents) a directory that only this user can enter; return it.
@@ -32,18 +34,35 @@ def private_directory(path: Path) -> Path:
         if sys.platform != "win32":
             _check_ours(path, path.lstat())
     except OSError as error:
+        if (drive := missing_drive(path)) is not None:
+            raise StorageError(
+                f"cannot make the directory {path}: there is no drive {drive}",
+                hint="connect it again, or set WHERRY_HOME to a directory of another drive",
+            ) from error
         message = f"cannot make the directory {path}: {error.strerror}"
         raise StorageError(message, hint=disk_hint(error)) from error
     return path
 
 
+def missing_drive(path: Path) -> str | None:
+    """The drive or share of a path of Windows when it is gone; None where it is there."""
+    root = Path(path.anchor)
+    return None if not path.drive or root.exists() else path.drive
+
+
 def disk_hint(error: OSError) -> str | None:
     """What a person can do about a file that could not be made or written; None: not known."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: make room on it"
+        return FULL_HINT
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "it cannot be written to: wherry doctor checks owner, permissions and file system"
     return None
+
+
+def disk_error(error: OSError) -> StorageError:
+    """What the operating system says about a file of ours, as the user's error."""
+    place = f"{error.filename}: " if error.filename else ""
+    return StorageError(f"{place}{error.strerror or error}", hint=disk_hint(error))
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -118,7 +137,7 @@ def sync_descriptor(descriptor: int) -> None:
 
 
 def _make(path: Path) -> None:
-    if not path.parent.exists():
+    if path.parent != path and not path.parent.exists():
         _make(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
 

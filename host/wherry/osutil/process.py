@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wherry.osutil.longpaths import working_directory
+
 _POLL_SECONDS = 0.02
 
 _PROC_PIDTBSDINFO = 3
@@ -148,6 +150,7 @@ def _popen(
 ) -> subprocess.Popen[bytes]:
     stdin, stdout, stderr = streams
     stdout = stderr if stdout is None else stdout
+    cwd = None if cwd is None else working_directory(cwd)
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
         try:
