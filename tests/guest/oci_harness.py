@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import needs
+from cgroup_host import open_cgroup_host
 from containers_harness import make_busybox
 
 GUEST_AGENT = Path(__file__).resolve().parents[2] / "guest-agent"
@@ -109,25 +110,17 @@ def open_host(directory: Path) -> Host:
     make_busybox(rootfs)
     for name in ("proc", "sys", "dev", "mnt", "srv", "run"):
         (rootfs / name).mkdir()
-    script = (
-        "mount --make-rprivate /; stat -f -c %T /sys/fs/cgroup | grep -q cgroup2 || "
-        "{ umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; }; "
-        "echo ready; exec sleep infinity"
-    )
-    keeper = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-ec", script], stdout=subprocess.PIPE, cwd=directory
-    )
-    assert keeper.stdout is not None
-    assert keeper.stdout.readline() == b"ready\n"
-    keeper.stdout.close()
+    keeper = open_cgroup_host()
     return Host(directory, rootfs, keeper, f"wherry-oci-test-{os.getpid()}-{time.monotonic_ns()}")
 
 
 def _processes_with(text: str) -> Iterator[str]:
     """Command lines of processes that name `text`, but for the keeper's."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").iterdir():  # what is globbed may not end meanwhile
+        if not path.name.isdigit():
+            continue
         with contextlib.suppress(OSError):
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if f"--root={text}" in line:
                 yield line
 
