@@ -19,7 +19,8 @@ from typing import Any
 
 import needs
 import pytest
-from harness import ROOT
+from cgroup_host import open_cgroup_host, runtime_script
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.contract,
@@ -40,12 +41,7 @@ class Podman:
     def __init__(self, directory: Path, keeper: int) -> None:
         self.directory = directory
         self.runtime_root = directory / "oci"
-        wrapper = directory / "wherry-oci"
-        wrapper.write_text(
-            f'#!/bin/sh\nPYTHONPATH="{ROOT}/guest-agent" exec "{sys.executable}" -B '
-            f'-m wherry_guest.oci --root="{self.runtime_root}" "$@"\n'
-        )
-        wrapper.chmod(0o755)
+        wrapper = runtime_script(directory / "wherry-oci", f"--root={self.runtime_root}")
         self._argv = [
             "nsenter", "--mount", f"--target={keeper}", needs.require("podman", "podman"),
             f"--root={directory}/store", f"--runroot={directory}/run", "--storage-driver=vfs",
@@ -81,20 +77,16 @@ class Podman:
         state: dict[str, Any] = json.loads(self.ok("inspect", id))[0]["State"]
         return state
 
+    def restarts(self, id: str) -> int:
+        return int(self.ok("inspect", "--format={{.RestartCount}}", id))
+
 
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Podman]:
     # not below pytest's directory, which a user namespace's root may not enter
     directory = Path(tempfile.mkdtemp(prefix="wherry-podman-"))
     directory.chmod(0o755)
-    script = (
-        "mount --make-rprivate /; stat -f -c %T /sys/fs/cgroup | grep -q cgroup2 || "
-        "{ umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; }; "
-        "echo ready; exec sleep infinity"
-    )
-    keeper = subprocess.Popen(["unshare", "-m", "sh", "-ec", script], stdout=subprocess.PIPE)
-    assert keeper.stdout is not None and keeper.stdout.readline() == b"ready\n"
-    keeper.stdout.close()
+    keeper = open_cgroup_host()
     it = Podman(directory, keeper.pid)
     it.ok("import", str(busybox_tar(directory)), IMAGE)
     yield it
@@ -161,6 +153,30 @@ def test_a_life(podman: Podman) -> None:
     podman.ok("rm", "--force", "--time=0", id)
 
 
+def test_what_podman_does_to_a_running_one(podman: Podman) -> None:
+    id = podman.start(IMAGE, "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done")
+    flags = ["--user=web", "--workdir=/tmp", "--env=A=b"]
+    assert podman.ok("exec", *flags, id, "sh", "-c", "id -u; pwd; echo $A").split() == [
+        "1000",
+        "/tmp",
+        "b",
+    ]
+    assert podman.ok("exec", "--interactive", id, "cat", input="in\n") == "in\n"
+    podman.ok("cp", "/etc/hostname", f"{id}:/tmp/copied")
+    assert podman.ok("exec", id, "cat", "/tmp/copied") == Path("/etc/hostname").read_text()
+    podman.ok("restart", "--time=5", id)
+    podman.ok("kill", "--signal=TERM", id)
+    assert podman.ok("wait", id) == "5\n"
+    podman.ok("rm", id)
+
+
+def test_a_restart_policy(podman: Podman) -> None:
+    id = podman.start("--restart=on-failure:2", IMAGE, "false")
+    podman.ok("wait", id)
+    eventually("it was tried three times", lambda: podman.restarts(id) == 2)
+    podman.ok("rm", "--force", "--time=0", id)
+
+
 def test_create_and_start_later(podman: Podman) -> None:
     id = podman.ok("create", *podman.limits(), IMAGE, "echo", "later").strip()
     assert podman.ok("start", "--attach", id) == "later\n"
@@ -211,6 +227,29 @@ def test_capabilities_and_privileged(podman: Podman) -> None:
     assert "mounted" in podman.run("--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined",
                                    *command).stdout  # fmt: skip
     assert "mounted" in podman.run("--privileged", *command).stdout
+
+
+def test_what_takes_rights_away(podman: Podman) -> None:
+    flags = ["--cap-drop=ALL", "--security-opt=no-new-privileges", "--oom-score-adj=100"]
+    script = (
+        "grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; cat /proc/self/oom_score_adj"
+    )
+    out = podman.run(*flags, IMAGE, "sh", "-c", script).stdout
+    assert out.split() == ["CapBnd:", "0" * 16, "NoNewPrivs:", "1", "Seccomp:", "2", "100"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "controller", "file", "value"),
+    [
+        ("--memory=64m", "memory", "memory.max", "67108864"),
+        ("--pids-limit=50", "pids", "pids.max", "50"),
+    ],
+)
+def test_limits_hold_or_name_their_controller(
+    podman: Podman, flag: str, controller: str, file: str, value: str
+) -> None:
+    result = podman("run", "--rm", *MODEST, flag, IMAGE, "cat", f"/sys/fs/cgroup/{file}")
+    assert result.stdout.strip() == value or f"is there a {controller} controller" in result.stderr
 
 
 def test_sysctl_device_and_shm(podman: Podman) -> None:
