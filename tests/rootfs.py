@@ -16,9 +16,16 @@ SUITE = "trixie"
 BUILD_SECONDS = 400.0
 
 
-def debian_tar(cache: Path, *packages: str, variant: str = "minbase") -> Path:
-    """A tar of Debian with these packages besides `variant`'s; made when it is not in `cache`."""
-    name = "-".join([SUITE, variant, *packages])
+def debian_tar(
+    cache: Path, *packages: str, variant: str = "minbase", architecture: str = ""
+) -> Path:
+    """A tar of Debian with these packages besides `variant`'s; made when it is not in `cache`.
+
+    Args:
+        variant: mmdebstrap(1)'s; `extract` runs no program of the packages, so it works for every
+            `architecture` (Debian's name; empty: this host's), and configures nothing.
+    """
+    name = "-".join([SUITE, variant, *([architecture] if architecture else []), *packages])
     tar = cache / "rootfs" / f"{name}.tar"
     if tar.exists():
         return tar
@@ -26,6 +33,7 @@ def debian_tar(cache: Path, *packages: str, variant: str = "minbase") -> Path:
     tar.parent.mkdir(parents=True, exist_ok=True)
     temporary = tar.with_suffix(f".{os.getpid()}.tar")
     command = [program, f"--variant={variant}", "--quiet", *_include(packages)]
+    command += [f"--architectures={architecture}"] if architecture else []
     result = subprocess.run(
         [*command, SUITE, str(temporary), _mirror()],
         env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},

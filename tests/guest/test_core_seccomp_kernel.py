@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import platform
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,48 +10,50 @@ from typing import Any
 import pytest
 from containers_harness import DEFAULT_CAPABILITIES, Machine
 from oci_harness import Host, Runtime, find_runtime
-from syscall_program import syscall_program
+from syscall_program import HERE, syscall_program
 
 from wherry.engine.seccomp_profile import Kernel, container_seccomp
 
-pytestmark = [
-    pytest.mark.guest,
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="the probes are x86-64 programs"),
-]
+pytestmark = pytest.mark.guest
 
-DEFAULT = container_seccomp("", False, DEFAULT_CAPABILITIES, Kernel("x86_64", "6.1"))
+DEFAULT = container_seccomp("", False, DEFAULT_CAPABILITIES, Kernel(HERE, "6.1"))
+ARCHITECTURES = {
+    "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+}
 
 PROBES = {
     # bad arguments throughout: what the kernel says to them differs from the filter's EPERM
-    "mount": syscall_program(165, 0, 0, 0, 0, 0),
-    "unshare-nothing": syscall_program(272, 0),
-    "setns": syscall_program(308, -1, 0),
-    "keyctl": syscall_program(250, 9999),
-    "add_key": syscall_program(248, 0, 0, 0, 0, 0),
-    "bpf": syscall_program(321, 9999, 0, 0),
-    "kexec_load": syscall_program(246, 0, 9999, 0, 0),
-    "finit_module": syscall_program(313, -1, 0, 0),
-    "open_by_handle_at": syscall_program(304, -1, 0, 0),
-    "userfaultfd": syscall_program(323, -1),
-    "io_uring_setup": syscall_program(425, 0, 0),
-    "clone3": syscall_program(435, 0, 0),
-    "clone-namespace": syscall_program(56, 0x10000000 | 0x200, 0, 0, 0, 0),
-    "clone-invalid": syscall_program(56, 0x10000, 0, 0, 0, 0),
-    "socket-vsock": syscall_program(41, 40, 9999, 0),
-    "socket-alg": syscall_program(41, 38, 9999, 0),
-    "socket-inet": syscall_program(41, 2, 9999, 0),
-    "socket-high-word": syscall_program(41, 1 << 32 | 40, 9999, 0),
-    "personality-query": syscall_program(135, 0xFFFFFFFF),
-    "personality-forbidden": syscall_program(135, 0x0040000),
-    "personality-wide": syscall_program(135, 1 << 32),
-    "ptrace": syscall_program(101, 9999, 0, 0, 0),
-    "acct": syscall_program(163, b"/no\0"),
-    "reboot": syscall_program(169, 0, 0, 0, 0),
-    "getpid": syscall_program(39),
-    "close": syscall_program(3, 999),
-    "futex_wait": syscall_program(455, 0, 0, 0, 0, 0, 0),
-    "x32-getpid": syscall_program(0x40000000 | 39),
+    "mount": syscall_program("mount", 0, 0, 0, 0, 0),
+    "unshare-nothing": syscall_program("unshare", 0),
+    "setns": syscall_program("setns", -1, 0),
+    "keyctl": syscall_program("keyctl", 9999),
+    "add_key": syscall_program("add_key", 0, 0, 0, 0, 0),
+    "bpf": syscall_program("bpf", 9999, 0, 0),
+    "kexec_load": syscall_program("kexec_load", 0, 9999, 0, 0),
+    "finit_module": syscall_program("finit_module", -1, 0, 0),
+    "open_by_handle_at": syscall_program("open_by_handle_at", -1, 0, 0),
+    "userfaultfd": syscall_program("userfaultfd", -1),
+    "io_uring_setup": syscall_program("io_uring_setup", 0, 0),
+    "clone3": syscall_program("clone3", 0, 0),
+    "clone-namespace": syscall_program("clone", 0x10000000 | 0x200, 0, 0, 0, 0),
+    "clone-invalid": syscall_program("clone", 0x10000, 0, 0, 0, 0),
+    "socket-vsock": syscall_program("socket", 40, 9999, 0),
+    "socket-alg": syscall_program("socket", 38, 9999, 0),
+    "socket-inet": syscall_program("socket", 2, 9999, 0),
+    "socket-high-word": syscall_program("socket", 1 << 32 | 40, 9999, 0),
+    "personality-query": syscall_program("personality", 0xFFFFFFFF),
+    "personality-forbidden": syscall_program("personality", 0x0040000),
+    "personality-wide": syscall_program("personality", 1 << 32),
+    "ptrace": syscall_program("ptrace", 9999, 0, 0, 0),
+    "acct": syscall_program("acct", b"/no\0"),
+    "reboot": syscall_program("reboot", 0, 0, 0, 0),
+    "getpid": syscall_program("getpid"),
+    "close": syscall_program("close", 999),
+    "futex_wait": syscall_program("futex_wait", 0, 0, 0, 0, 0, 0),
 }
+if HERE == "x86_64":
+    PROBES["x32-getpid"] = syscall_program(0x40000000 | 39)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def verdicts(runtime: Runtime, profile: dict[str, Any] | None) -> dict[str, int]
 
 OTHER_PROFILE: dict[str, Any] = {
     "defaultAction": "SCMP_ACT_ALLOW",
-    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "architectures": ARCHITECTURES[HERE],
     "syscalls": [
         {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77},
         {"names": ["acct"], "action": "SCMP_ACT_KILL_PROCESS"},

@@ -1,7 +1,7 @@
 """The OCI command line in the machine, where cgroup v2 has every controller.
 
-The suite is tests/guest/test_oci_*.py, in a privileged container of the machine: with limits that a
-host with cgroup v1 cannot set, on the machine's own kernel.
+A part of tests/guest (`machine_suite`), with limits that a host with cgroup v1 cannot set, on the
+machine's own kernel. All of it, in machines of both architectures: tests/soak.
 """
 
 from __future__ import annotations
@@ -10,32 +10,31 @@ from pathlib import Path
 
 import pytest
 from harness import Wherry
-from oci_suite import ENTER, suite_tar
+from machine_suite import run_suite, suite_tar
+
+from wherry.machine.accel import host_arch
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
-IMAGE = "localhost/oci-suite"
+IMAGE = "localhost/guest-suite"
 SECONDS = 800.0
 
 
 @pytest.fixture(scope="module")
 def image(wherry: Wherry, test_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    tar = suite_tar(test_cache, tmp_path_factory.mktemp("suite") / "suite.tar")
+    tar = suite_tar(test_cache, tmp_path_factory.mktemp("suite") / "suite.tar", host_arch())
     wherry.run("import", str(tar), IMAGE, timeout=300, check=True)
     return IMAGE
 
 
-def suite(wherry: Wherry, image: str, *arguments: str) -> None:
-    command = ["run", "--rm", "--privileged", image, "sh", "-c", ENTER + " ".join(arguments)]
-    done = wherry.run(*command, timeout=SECONDS)
-    text = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, text[-6000:]
-    assert " skipped" not in text.splitlines()[-1], text[-2000:]
+def suite(wherry: Wherry, image: str, file: str) -> None:
+    last = run_suite(wherry, image, [file], "wherry", SECONDS)
+    assert " skipped" not in last
 
 
 def test_limits_are_set_and_hold(wherry: Wherry, image: str) -> None:
-    suite(wherry, image, "-m guest -k 'wherry' tests/guest/test_oci_cgroups.py")
+    suite(wherry, image, "test_oci_cgroups.py")
 
 
 def test_user_namespaces_and_id_mapped_mounts(wherry: Wherry, image: str) -> None:
-    suite(wherry, image, "-m guest -k 'wherry' tests/guest/test_oci_users.py")
+    suite(wherry, image, "test_oci_users.py")
