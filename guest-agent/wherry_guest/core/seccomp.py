@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import platform
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,8 @@ from wherry_guest.core.syscall_numbers import known_names, numbers
 if TYPE_CHECKING:
     from wherry_guest.core.steps import State
     from wherry_guest.core.syscalls import Kernel
+
+_os: Final[Any] = os  # uname is POSIX only
 
 RET_KILL_PROCESS: Final = 0x80000000
 RET_KILL_THREAD: Final = 0x00000000
@@ -141,7 +143,7 @@ class Filters:
             if known == profile:
                 self._kept.insert(0, self._kept.pop(position))
                 return made
-        made = compile_profile(profile, self._machine or platform.machine())
+        made = compile_profile(profile, self._machine or _os.uname().machine)
         self._kept.insert(0, (profile, made))
         del self._kept[_KEPT_FILTERS:]
         return made
