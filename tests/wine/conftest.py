@@ -27,8 +27,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegist
 
 @pytest.fixture(scope="session")
 def windows_home(test_cache: Path) -> Iterator[Path]:
-    root = Path(tempfile.mkdtemp(prefix="wh-wine-"))
+    """Longer than Windows likes, with letters and spaces that QEMU does not."""
+    temporary = Path(tempfile.mkdtemp(prefix="wh-wine-"))
+    root = temporary.joinpath(*[f"Jürgens Петр {'x' * 32}"] * 6)
+    assert len(str(root)) > 260
+    root.mkdir(parents=True)
     (root / "config.yml").write_text("memory_mib: 1024\ncpus: 2\ntemplate: false\n")
     (root / "cache").symlink_to(test_cache)
     yield root
-    shutil.rmtree(root, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)

@@ -77,6 +77,7 @@ class Windows:
         pywin32 = [windows_path(self.site / name) for name in ("win32", "win32/lib")]
         return {
             **kept,
+            "LC_ALL": "C.UTF-8",
             "WINEPREFIX": str(self.root / "prefix"),
             "WINEDEBUG": "-all",
             "WINEDLLOVERRIDES": _OVERRIDES,

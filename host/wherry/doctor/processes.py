@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import io
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from wherry import __version__
 from wherry.client import Client
-from wherry.doctor.finding import Context, Finding, fail, ok, skipped, warn
+from wherry.doctor.finding import Context, Finding, fail, ok, warn
 from wherry.doctor.host import FIX
 from wherry.errors import MachineError
 from wherry.hung import end_engine
@@ -23,12 +24,14 @@ from wherry.machine.endpoints import CHARDEVS
 from wherry.machine.qmp import Qmp
 from wherry.machine.record import read_record
 from wherry.osutil import LockHeld, is_alive, lock_file
+from wherry.osutil.pipes import PipeConnection
 from wherry.osutil.pulse import BEAT_SECONDS, Watch, read_holder
 from wherry.paths import MachinePaths
 
 _ANSWER_SECONDS = 3.0
 _QMP_SECONDS = 3.0
 _LOOK_SECONDS = 0.25
+_READ_BYTES = 65536
 
 _SAYINGS = {
     "running": "it runs",
@@ -111,14 +114,36 @@ def _lock_holder(paths: MachinePaths) -> int | None:
     if not paths.engine_lock.exists():
         return None
     try:
-        with lock_file(paths.engine_lock, timeout=0):
+        with lock_file(paths.engine_lock, timeout=0, look=True):
             return None
     except LockHeld as error:
         return error.holder
 
 
+class _PipeSocket:
+    """As much of a socket as an answer that ends with its connection needs."""
+
+    def __init__(self, path: Path) -> None:
+        self._pipe = PipeConnection(path)
+
+    def sendall(self, data: bytes) -> None:
+        self._pipe.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        answer = b""
+        while self._pipe.readable(max(deadline - time.monotonic(), 0)):
+            if not (data := self._pipe.recv(_READ_BYTES)):
+                return io.BytesIO(answer)
+            answer += data
+        raise TimeoutError
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
 class _Api(http.client.HTTPConnection):
-    """HTTP over the engine's socket."""
+    """HTTP over the engine's socket, or its pipe."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("engine", timeout=_ANSWER_SECONDS)
@@ -126,7 +151,8 @@ class _Api(http.client.HTTPConnection):
 
     def connect(self) -> None:
         if sys.platform == "win32":
-            raise OSError("no Unix sockets here")
+            self.sock = _PipeSocket(self._path)
+            return
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_ANSWER_SECONDS)
         self.sock.connect(os.fspath(self._path))
@@ -136,7 +162,7 @@ def ask_engine(paths: MachinePaths, target: str) -> str | None:
     """The answer to a GET, None when there is none soon; starts nothing, never waits for long."""
     connection = _Api(paths.api_socket)
     try:
-        connection.request("GET", target)
+        connection.request("GET", target, headers={"Connection": "close"})
         reply = connection.getresponse()
         return reply.read().decode("utf-8", "replace") if reply.status == 200 else None
     except (OSError, http.client.HTTPException):
@@ -164,8 +190,6 @@ def _machine(name: str, paths: MachinePaths) -> Finding:
             FIX,
             lambda: _clear(paths, stale),
         )
-    if sys.platform == "win32":
-        return skipped(title, f"QEMU runs as process {record.identity.pid}")
     try:
         status = asyncio.run(_query(paths.rescue_socket))
     except MachineError as error:
