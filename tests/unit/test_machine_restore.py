@@ -149,6 +149,15 @@ def play(root: Path, work: Callable[[World], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_the_console_of_a_restored_machine_begins_with_how_it_booted(root: Path) -> None:
+    async def work(world: World) -> None:
+        machine = await world.with_template()
+        assert "restore" in await world.started(machine)
+        assert "wherry: init" in world.home.machine("m").console_log.read_text()
+
+    play(root, work)
+
+
 def test_a_template_is_made_after_a_boot_and_the_next_start_restores_it(root: Path) -> None:
     async def work(world: World) -> None:
         machine = world.machine()

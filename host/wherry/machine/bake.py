@@ -137,6 +137,8 @@ class _Oven:
         try:
             await prepare(link)
             await vm.qmp.execute("stop")
+            with contextlib.suppress(OSError):  # nobody misses it much
+                shutil.copyfile(self._draft.console_log, template.console)
             await save_state(vm.qmp, template.state, without_memory=True)
         finally:
             await link.aclose()

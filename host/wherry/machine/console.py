@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections import deque
 from pathlib import Path
@@ -36,23 +37,28 @@ class ConsoleFile:
         self._size = self._file.tell()
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._size += len(data)
-        if self._size > self._limit:
-            self._drop_old()
+        """What a full disk does not take is lost."""
+        try:
+            self._file.write(data)
+            self._size += len(data)
+            if self._size > self._limit:
+                self._drop_old()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def close(self) -> None:
         self._file.close()
 
     def _drop_old(self) -> None:
         """Keep the newer half, from a line's beginning on."""
-        self._file.close()
         with self._path.open("rb") as old:
             old.seek(-min(self._limit // 2, self._size), os.SEEK_END)
             kept = old.read()
         kept = kept[kept.find(b"\n") + 1 :]
-        self._path.write_bytes(kept)
-        self._file = self._path.open("ab", buffering=0)
+        self._file.truncate(0)
+        self._size = 0
+        self._file.write(kept)  # it appends
         self._size = len(kept)
 
 
@@ -84,6 +90,10 @@ class Console:
         """Raises OSError when nobody listens."""
         reader, writer = await open_local(socket)
         return cls(reader, writer, file)
+
+    def begin_with(self, earlier: bytes) -> None:
+        """Keep what the guest printed before it was saved; it is not taken for news of this one."""
+        self._file.write(earlier)
 
     def tail(self) -> list[str]:
         """The last lines, oldest first."""

@@ -51,6 +51,8 @@ async def restore(
     """
 
     async def load(vm: RunningQemu) -> None:
+        if vm.console is not None:
+            vm.console.begin_with(template.boot_messages())
         await load_state(vm.qmp, template.state, without_memory=True, timeout=deadline)
 
     return await awaken(

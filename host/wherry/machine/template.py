@@ -1,7 +1,8 @@
 """Templates on disk: saved machines that a start restores. Keys, files, good and bad, collection.
 
-    templates/KEY/          ram, state: the machine; template.json: what it is; used: when last;
-                            users/: the processes that map it
+    templates/KEY/          ram, state: the machine; console: what it printed when it booted;
+                            template.json: what it is; used: when last; users/: the processes
+                            that map it
     templates/KEY.draft/    one that is being made
     templates/lock          held while something is looked up, added or removed
     templates/bake.lock     held by whoever makes one
@@ -70,6 +71,17 @@ class Template:
     @property
     def state(self) -> Path:
         return self.directory / "state"
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console"
+
+    def boot_messages(self) -> bytes:
+        """What its guest printed until it was saved; nothing when that is not known."""
+        try:
+            return self.console.read_bytes()
+        except OSError:
+            return b""
 
 
 @dataclass(frozen=True, slots=True)
