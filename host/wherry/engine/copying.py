@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from wherry.engine.events import EventBus, container_event
 from wherry.engine.guest import START_TIMEOUT, Guest
@@ -23,6 +23,7 @@ from wherry.engine.stillness import CountedStream, Hold, giving_way
 from wherry.engine.volumes import VolumeTable
 from wherry.errors import InvalidInput, LinkError, NotFound, WherryError
 from wherry.images.compress import decompress
+from wherry.images.pieces import Pieces
 from wherry.images.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -220,7 +221,7 @@ def send_entries(archive: Iterator[bytes], send: Callable[[bytes], None]) -> Non
     Raises:
         LayerError: it is damaged, or none.
     """
-    reader = TarReader(cast(BinaryIO, _Pieces(decompress(archive, _WHAT))), what=_WHAT)
+    reader = TarReader(Pieces(decompress(archive, _WHAT)), what=_WHAT)
     batch = bytearray()
     while (item := reader.next()) is not None:
         entry = _entry(item)
@@ -264,20 +265,6 @@ def _id(item: TarEntry, number: int) -> int:
         name = item.name.decode("utf-8", "backslashreplace")
         raise InvalidInput(f"{_WHAT} has an impossible owner: {number}, of {name[:200]!r}")
     return number
-
-
-class _Pieces:
-    """An iterator as a file to read once, forward."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def read(self, most: int) -> bytes:
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
-        data, self._rest = self._rest[:most], self._rest[most:]
-        return data
 
 
 @asynccontextmanager

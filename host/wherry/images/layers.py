@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from wherry.images.erofs import FORMAT, LayerError, layer_uuid
 from wherry.images.ingest import Ingest, move_into_place, remove_file
 from wherry.images.layout import BlobFile, Layout
 from wherry.images.media import Descriptor
+from wherry.images.parallel import for_each
 from wherry.images.partial import StalePartial, may_fetch_elsewhere, partial_blob, rest_of
 from wherry.images.progress import Reporter
 from wherry.images.registry import Stopped
@@ -144,16 +144,13 @@ class LayerStore:
         if not missing:
             return
         missing.sort(key=lambda layer: -layer.blob_size)  # the longest work first
-        with ThreadPoolExecutor(PARALLEL_LAYERS, "layer") as pool:
-            futures = [pool.submit(self._ensure, it, source, reporter, blobs) for it in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                reporter.stop.set()
-                for future in futures:
-                    future.cancel()
-                raise
+        for_each(
+            missing,
+            lambda layer: self._ensure(layer, source, reporter, blobs),
+            at_once=PARALLEL_LAYERS,
+            name="layer",
+            reporter=reporter,
+        )
 
     def is_present(self, layer: LayerRow, *, blob: bool = False) -> bool:
         """Whether the EROFS file is there, and the blob, which may have been given up on purpose

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from wherry.errors import ContentMismatch, ImageNotFound, StorageError
 from wherry.images.attempts import Stopped
 from wherry.images.documents import Document, distinct, parse_document
 from wherry.images.media import Descriptor, MediaError
+from wherry.images.parallel import for_each
 from wherry.images.parts import Parts
 from wherry.images.progress import Reporter
 from wherry.images.reference import Reference
@@ -213,19 +213,13 @@ class _Push:
 
     def _blobs(self, plan: PushPlan) -> None:
         longest_first = sorted(plan.blobs, key=lambda blob: -blob.size)
-        with ThreadPoolExecutor(PARALLEL_UPLOADS, "push") as pool:
-            futures = [
-                pool.submit(self._blob, blob, blob.digest not in plan.hidden)
-                for blob in longest_first
-            ]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                self._reporter.stop.set()
-                for future in futures:
-                    future.cancel()
-                raise
+        for_each(
+            longest_first,
+            lambda blob: self._blob(blob, blob.digest not in plan.hidden),
+            at_once=PARALLEL_UPLOADS,
+            name="push",
+            reporter=self._reporter,
+        )
 
     def _blob(self, blob: Descriptor, shown: bool) -> None:
         if self._reporter.stop.is_set():

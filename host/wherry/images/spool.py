@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from wherry.errors import InvalidInput, StorageError
 from wherry.images.compress import decompress
+from wherry.images.pieces import Pieces
 from wherry.images.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarEntry, TarReader, shown
 from wherry.osutil import sync_descriptor
 
@@ -99,26 +99,12 @@ def read_archive(
     """
     reader = _Reader(directory, limits or ArchiveLimits())
     pieces = decompress(chunks, WHAT)
-    tar = TarReader(cast(BinaryIO, _Pieces(pieces)), what=WHAT)
+    tar = TarReader(Pieces(pieces), what=WHAT)
     while (entry := tar.next()) is not None:
         reader.take(entry, tar)
     for _ in pieces:  # to its end: the archive may have been cut behind the last entry
         pass
     return Archive(reader.files, reader.links)
-
-
-class _Pieces:
-    """An iterator as a file to read once, forward."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def read(self, most: int) -> bytes:
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
-        data, self._rest = self._rest[:most], self._rest[most:]
-        return data
 
 
 class _Reader:

@@ -14,7 +14,7 @@ without contents (link, directory, device) is ignored, an archive may end withou
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import Protocol
 from zlib import adler32
 
 from wherry.images.tar_entry import (
@@ -79,6 +79,12 @@ _END = bytes(BLOCK)
 _MAX_SIZE = (1 << 63) - 1
 
 
+class Readable(Protocol):
+    """What a tar is read from: at most so many bytes at a time, b"" at the end."""
+
+    def read(self, most: int, /) -> bytes: ...
+
+
 class TarReader:
     """Reads entries, and between two of them the contents of the first.
 
@@ -105,7 +111,7 @@ class TarReader:
     )
 
     def __init__(
-        self, stream: BinaryIO, limits: TarLimits | None = None, what: str = "the layer"
+        self, stream: Readable, limits: TarLimits | None = None, what: str = "the layer"
     ) -> None:
         self._what = what
         self._read = stream.read

@@ -7,7 +7,6 @@ name stands for, and go with it. Of what is not understood only digests and size
 from __future__ import annotations
 
 import secrets
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from wherry.errors import ContentMismatch, RegistryError
@@ -15,6 +14,7 @@ from wherry.images.attempts import Stopped
 from wherry.images.documents import distinct, parse_document
 from wherry.images.layers import PARALLEL_LAYERS, Source
 from wherry.images.media import Descriptor, MediaError
+from wherry.images.parallel import for_each
 from wherry.images.partial import StalePartial, may_fetch_elsewhere, partial_blob, rest_of
 from wherry.images.parts import Parts
 from wherry.images.progress import Reporter
@@ -94,19 +94,13 @@ def take_whole(
 def _fetch(parts: Parts, missing: list[Descriptor], source: Source, reporter: Reporter) -> None:
     for blob in missing:
         reporter.layer(blob.digest, "Pulling fs layer")
-    with ThreadPoolExecutor(PARALLEL_LAYERS, "blob") as pool:
-        futures = [
-            pool.submit(_fetch_one, parts, blob, source, reporter)
-            for blob in sorted(missing, key=lambda blob: -blob.size)
-        ]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            reporter.stop.set()
-            for future in futures:
-                future.cancel()
-            raise
+    for_each(
+        sorted(missing, key=lambda blob: -blob.size),
+        lambda blob: _fetch_one(parts, blob, source, reporter),
+        at_once=PARALLEL_LAYERS,
+        name="blob",
+        reporter=reporter,
+    )
 
 
 def _fetch_one(parts: Parts, blob: Descriptor, source: Source, reporter: Reporter) -> None:
