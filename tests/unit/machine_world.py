@@ -14,6 +14,7 @@ from wherry.machine import Machine, MachineState
 from wherry.machine.accel import AccelChoice
 from wherry.machine.boot import Deadlines
 from wherry.machine.bringup import Tools
+from wherry.machine.find import Qemu
 from wherry.osutil import ProcessIdentity, identify, kill, wait_gone
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -53,7 +54,7 @@ class World:
         )
         tools = Tools(
             find_qemu=lambda arch, configured: self.qemu,
-            choose_accel=lambda qemu, requested, cache: AccelChoice("tcg", "a note"),
+            choose_accel=self.choose_accel,
             prepare_image=lambda config, home, settings, progress: image,
             agent_cpio=lambda: b"070701agent0",
             agent_digest=lambda: digest,
@@ -64,6 +65,9 @@ class World:
         made = Machine("m", self.home, settings, tools=tools)
         self.machines.append(made)
         return made
+
+    def choose_accel(self, qemu: Qemu, requested: str, cache: Path) -> AccelChoice:
+        return AccelChoice("tcg", "a note")
 
     async def open_link(self, path: Path, deadline: float) -> FakeLink:
         if self.link_error is not None:

@@ -32,7 +32,9 @@ _PROBE_SECONDS = 4.0
 _PARALLEL_TCG = (8, 1, 0)
 """Before it a page could be translated while another processor patched it (fixed by QEMU's commit
 deba78709a, "Always lock pages before translation"): guests with several processors then die now and
-then of a stale breakpoint ("Oops: int3") in code that Linux patches as it runs."""
+then of a stale breakpoint ("Oops: int3") in code that Linux patches as it runs. Nor did older ones
+keep in all accesses, on an arm64 host, the order of memory that x86 guests rely on (f86e8f3d13 and
+97e1576957, in 8.1 too)."""
 
 _TCG_CACHE_MIB = 256
 """Translated code; QEMU's default of 1 GiB fills with time and makes nothing quicker here."""
@@ -40,6 +42,9 @@ _TCG_CACHE_MIB = 256
 _KVM = Path("/dev/kvm")
 
 _HARDWARE = {"linux": "kvm", "darwin": "hvf", "win32": "whpx"}
+
+_REMEDIES = {"whpx": "turn the Windows feature HypervisorPlatform on and restart"}
+"""What may make an accelerator work."""
 
 _HOST_ARCH = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -108,12 +113,15 @@ def choose_accel(
     result, fresh = _known_or_probed(qemu, name, cache, probe or run_probe, device)
     if result.works:
         return AccelChoice(name)
+    remedy = _REMEDIES.get(name)
     if requested != "auto":
         raise MachineError(
             f"{name} does not work here: {result.detail}",
-            hint="set the accelerator to auto or tcg (WHERRY_ACCEL)",
+            hint=(f"{remedy}, or " if remedy else "")
+            + "set the accelerator to auto or tcg (WHERRY_ACCEL)",
         )
     note = f"{name} does not work here ({result.detail}): using software emulation (tcg)"
+    note += f"; to have it, {remedy}" if remedy else ""
     return AccelChoice("tcg", note if fresh else None)
 
 
