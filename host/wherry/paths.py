@@ -91,6 +91,13 @@ def example_path(platform: str) -> str:
     )
 
 
+def container_path_hint(path: str) -> str | None:
+    """What to do about a path in a container that is none, when it is one of Windows."""
+    if foreign_path(path, "linux") is None:
+        return None
+    return "paths in containers are Linux paths, as in /app"
+
+
 def _roomy(home: Path) -> Path:
     """A directory of Windows below which no file's path is too long to be opened."""
     if len(os.fspath(home)) + _ROOM <= _WINDOWS_PATH_LIMIT:

@@ -124,6 +124,8 @@ def test_program_files_is_looked_at_on_windows(tmp_path: Path) -> None:
     [
         ("darwin", "", "brew install qemu"),
         ("win32", "", "winget install SoftwareFreedomConservancy.QEMU"),
+        ("win32", "", "pip install wherry[qemu]"),
+        ("win32", "", "Program Files"),
         ("linux", "ID=ubuntu\nID_LIKE=debian\n", "sudo apt install qemu-system-x86"),
         (
             "linux",

@@ -19,6 +19,8 @@ from wherry.cli.copyplan import CONTENTS, CopyPlan, Place, plan_copy, split_argu
 from wherry.cli.output import write_all
 from wherry.client import Client, EngineError
 from wherry.errors import InvalidInput, NotFound
+from wherry.osutil.longpaths import extended
+from wherry.paths import container_path_hint
 from wherry.units import human_size
 
 STANDARD_STREAM = "-"
@@ -81,7 +83,8 @@ def _from_container(client: Client, container: str, path: str, place: str, follo
     path = posixpath.join("/", path)
     status = _status(client, container, path)
     if status is None:
-        raise NotFound(f"Could not find the file {path} in container {container}")
+        words = f"Could not find the file {path} in container {container}"
+        raise NotFound(words, hint=container_path_hint(path.lstrip("/")))
     name = ""
     if follow and status.is_link:
         name, path = posixpath.basename(posixpath.normpath(path)), status.target
@@ -163,7 +166,7 @@ def _local_target(text: str) -> Place:
         raise InvalidInput(f"{text} is a link that leads nowhere")
     parent = Path(absolute).parent
     if not parent.is_dir():
-        raise NotFound(f"no such directory: {parent}")
+        raise NotFound(f"no such directory: {parent}", hint=files.place_hint(text))
     return Place(shown, exists=False)
 
 
@@ -176,7 +179,8 @@ def _local_source(text: str, follow: bool) -> tuple[Path, Place]:
         is_directory = real.is_dir() and not real.is_symlink()
         real.lstat()
     except OSError as error:
-        raise NotFound(f"{text}: {(error.strerror or 'error').lower()}") from error
+        words = f"{text}: {(error.strerror or 'error').lower()}"
+        raise NotFound(words, hint=files.place_hint(text)) from error
     if text.endswith(("/", os.sep)) and not is_directory:
         raise InvalidInput(f"{text} is not a directory")
     name = path.absolute().name or real.name
@@ -186,6 +190,7 @@ def _local_source(text: str, follow: bool) -> tuple[Path, Place]:
 
 def _size(path: Path) -> int:
     """Bytes of all files, for the words at the end."""
+    path = extended(path)
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(item.lstat().st_size for item in path.rglob("*") if not item.is_dir())

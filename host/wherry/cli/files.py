@@ -12,11 +12,22 @@ from pathlib import Path
 
 from wherry.cli.output import write_all
 from wherry.errors import InvalidInput, StorageError
+from wherry.paths import example_path, foreign_path
 
 READ_SIZE = 1 << 20
 COPY_SIZE = 16 << 20
 _NOT_BY_KERNEL = (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 """copy_file_range(2): not for these two files."""
+
+
+def place_hint(path: Path | str) -> str | None:
+    """What is wrong with a path of this computer that leads nowhere; None: nothing is known."""
+    if (kind := foreign_path(str(path), sys.platform)) is not None:
+        return f"that is {kind}; one of this computer looks like {example_path(sys.platform)}"
+    from wherry.osutil.files import missing_drive  # here: for those for whom it went wrong
+
+    drive = missing_drive(Path(path).absolute())
+    return f"there is no drive {drive} now" if drive else None
 
 
 @contextmanager
@@ -33,10 +44,12 @@ def target(output: Path | None) -> Iterator[int]:
             )
         yield 1
         return
+    output = _named_file(output)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
     except OSError as error:
-        raise StorageError(f"cannot write {output}: {error.strerror}") from error
+        words = f"cannot write {output}: {error.strerror}"
+        raise StorageError(words, hint=place_hint(output)) from error
     try:
         try:
             yield descriptor
@@ -46,6 +59,21 @@ def target(output: Path | None) -> Iterator[int]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _named_file(output: Path) -> Path:
+    """The file; raises InvalidInput when Windows has none of that name."""
+    if sys.platform != "win32":
+        return output
+    from wherry.osutil.longpaths import extended
+    from wherry.osutil.winnames import trouble
+
+    if (reason := trouble(output.name)) is not None:
+        raise InvalidInput(
+            f"Windows cannot have the file {output}: {reason}",
+            hint="choose another name, or redirect standard output",
+        )
+    return extended(output)
 
 
 def pieces(source: Path | None, what: str) -> Iterator[bytes]:
@@ -61,7 +89,8 @@ def pieces(source: Path | None, what: str) -> Iterator[bytes]:
     try:
         return _closing(os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
     except OSError as error:
-        raise InvalidInput(f"cannot read {source}: {error.strerror}") from error
+        words = f"cannot read {source}: {error.strerror}"
+        raise InvalidInput(words, hint=place_hint(source)) from error
 
 
 def _closing(descriptor: int) -> Iterator[bytes]:

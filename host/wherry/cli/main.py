@@ -157,6 +157,8 @@ def run(argv: list[str]) -> int:
         return 1
     except WherryError as error:
         _print_error(error)
+        if sys.platform == "win32":
+            _print_rewritten(argv)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -169,6 +171,13 @@ def run(argv: list[str]) -> int:
         print(f"wherry: {error.strerror or error}", file=sys.stderr)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _print_rewritten(argv: list[str]) -> None:
+    from wherry.cli.gitbash import rewritten_hint  # here: it is for errors on Windows
+
+    if (hint := rewritten_hint(argv, os.environ)) is not None:
+        print(f"hint: {hint}", file=sys.stderr)
 
 
 def _print_error(error: WherryError) -> None:

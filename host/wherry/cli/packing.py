@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 
 from wherry.cli.copyplan import CONTENTS, renamed
 from wherry.errors import InvalidInput, StorageError
+from wherry.osutil.longpaths import extended, plain_text
 from wherry.osutil.spellings import Spellings
 from wherry.osutil.winnames import trouble
 
@@ -27,6 +28,9 @@ _BLOCK = 512
 _READ_SIZE = 1 << 20
 _END = bytes(2 * _BLOCK)
 _PERMISSIONS = 0o777 | stat.S_ISVTX
+
+_ERROR_PRIVILEGE_NOT_HELD = 1314
+"""Windows, winerror.h: it lets not everybody make links."""
 
 _os: Any = os  # names that exist on POSIX only; mypy checks all platforms
 
@@ -40,7 +44,7 @@ def pack(source: Path, name: str) -> Iterator[bytes]:
         StorageError: a file cannot be read.
     """
     links: dict[tuple[int, int], str] = {}
-    stack = [(source, name)]
+    stack = [(extended(source), name)]
     while stack:
         path, name = stack.pop()
         try:
@@ -55,7 +59,7 @@ def pack(source: Path, name: str) -> Iterator[bytes]:
                 below = sorted(path.iterdir(), reverse=True)
                 stack += [(entry, f"{name}/{entry.name}") for entry in below]
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+            raise StorageError(f"cannot read {_shown(path)}: {error.strerror}") from error
     yield _END
 
 
@@ -80,7 +84,7 @@ def _info(
     info.uid, info.gid = status.st_uid, status.st_gid
     info.mtime = status.st_mtime
     if kind == tarfile.SYMTYPE:
-        info.linkname = os.fspath(path.readlink()).replace(os.sep, "/")
+        info.linkname = _shown(path.readlink()).replace(os.sep, "/")
     elif kind == tarfile.REGTYPE:
         first = name
         if status.st_nlink > 1:
@@ -117,7 +121,7 @@ def unpack(chunks: Iterator[bytes], directory: Path, top: str, name: str) -> int
     Raises:
         InvalidInput: the archive is damaged, or would go elsewhere. StorageError.
     """
-    target = _Target(directory)
+    target = _Target(extended(directory))
     size = 0
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Stream(chunks)), mode="r|") as archive:
@@ -134,8 +138,8 @@ def unpack(chunks: Iterator[bytes], directory: Path, top: str, name: str) -> int
     except tarfile.TarError as error:
         raise InvalidInput(f"the container's archive is damaged: {error}") from error
     except OSError as error:
-        where = error.filename or directory
-        raise StorageError(f"cannot write {where}: {error.strerror}") from error
+        words = f"cannot write {_shown(error.filename or directory)}: {error.strerror}"
+        raise StorageError(words, hint=_link_hint(error)) from error
     target.finish()
     return size
 
@@ -173,7 +177,7 @@ class _Target:
             _os.mkfifo(path, member.mode & _PERMISSIONS)
             self._spellings.made(path)
         else:
-            print(f"wherry: left out: {path} is a device", file=sys.stderr)
+            print(f"wherry: left out: {_shown(path)} is a device", file=sys.stderr)
 
     def link(self, parts: tuple[str, ...], first: tuple[str, ...]) -> None:
         """One more name of a file that was unpacked before."""
@@ -198,15 +202,15 @@ class _Target:
         status = _status(path)
         if status is not None and (other := self._spellings.conflict(path)) is not None:
             raise InvalidInput(
-                f"{path} and {other} are one name on this file system",
+                f"{_shown(path)} and {_shown(other)} are one name on this file system",
                 hint="keep both in a tar: wherry cp CONTAINER:PATH - > file.tar",
             )
         there = status is not None and _inode(status) not in self._links and path.is_dir()
         if there and not is_directory:
-            raise InvalidInput(f"cannot overwrite directory {path} with non-directory")
+            raise InvalidInput(f"cannot overwrite directory {_shown(path)} with non-directory")
         if not there and status is not None:
             if is_directory:
-                raise InvalidInput(f"cannot overwrite non-directory {path} with directory")
+                raise InvalidInput(f"cannot overwrite non-directory {_shown(path)} with directory")
             path.unlink()
             self._links.discard(_inode(status))
         return path
@@ -216,9 +220,24 @@ class _Target:
         path = self._directory
         for part in parts:
             if self._links and (status := _status(path)) and _inode(status) in self._links:
-                raise InvalidInput(f"the container's archive goes through its own link {path}")
+                raise InvalidInput(
+                    f"the container's archive goes through its own link {_shown(path)}"
+                )
             path = path / part
         return path
+
+
+def _shown(path: Path | str) -> str:
+    return plain_text(os.fspath(path))
+
+
+def _link_hint(error: OSError) -> str | None:
+    if getattr(error, "winerror", None) != _ERROR_PRIVILEGE_NOT_HELD:
+        return None
+    return (
+        "it is a symbolic link: turn Windows' developer mode on,"
+        " or keep it in a tar: wherry cp CONTAINER:PATH - > file.tar"
+    )
 
 
 def _status(path: Path) -> os.stat_result | None:

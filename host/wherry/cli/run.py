@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,8 +48,8 @@ def _run(
 ) -> int | None:
     if detach and options.attach:
         raise WherryError("conflicting options: cannot specify both --attach and --detach")
-    if options.tty and options.interactive and not detach and not sys.stdin.isatty():
-        raise WherryError("the input device is not a TTY", hint="leave out -t")
+    if options.tty and options.interactive and not detach:
+        _must_be_terminal()
     container = _create(app, options, attach=not detach)
     if detach:
         app.client.request("POST", f"/containers/{container}/start")
@@ -242,8 +243,8 @@ def exec_command(
     command: tuple[str, ...],
 ) -> int | None:
     """Run COMMAND in a running CONTAINER; return its exit code."""
-    if tty and interactive and not detach and not sys.stdin.isatty():
-        raise WherryError("the input device is not a TTY", hint="leave out -t")
+    if tty and interactive and not detach:
+        _must_be_terminal()
     client = app.client
     config = {
         "Cmd": list(command),
@@ -275,6 +276,13 @@ def exec_command(
     ended = client.request("GET", f"/exec/{exec_id}/json").json()
     _show_hint(ended)
     return int(ended["ExitCode"] or 0)
+
+
+def _must_be_terminal() -> None:
+    """Raises WherryError when standard input is none; Git Bash's window gives programs a pipe."""
+    if not sys.stdin.isatty():
+        other = ", or begin with: winpty wherry" if "MSYSTEM" in os.environ else ""
+        raise WherryError("the input device is not a TTY", hint=f"leave out -t{other}")
 
 
 def _resizer(app: App, path: str) -> Callable[[int, int], None]:

@@ -13,6 +13,7 @@ from wherry.engine.model import Json
 from wherry.engine.policies import check_healthcheck, merged_healthcheck
 from wherry.engine.signals import signal_number
 from wherry.errors import InvalidInput
+from wherry.paths import container_path_hint
 
 MIN_MEMORY = 6 * 1024 * 1024
 """The least memory limit that Docker's engine accepts."""
@@ -59,7 +60,8 @@ def check_process(config: Mapping[str, Any]) -> None:
     directory = config.get("WorkingDir") or "/"
     if not directory.startswith("/"):
         raise InvalidInput(
-            f"the working directory '{directory}' is invalid, it needs to be an absolute path"
+            f"the working directory '{directory}' is invalid, it needs to be an absolute path",
+            hint=container_path_hint(directory),
         )
 
 

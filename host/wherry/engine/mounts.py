@@ -16,6 +16,7 @@ from typing import Any
 
 from wherry.engine.model import Container, MountPoint
 from wherry.errors import InvalidInput, NotImplementedYet
+from wherry.paths import container_path_hint
 
 LOCAL = "local"
 """The only volume driver."""
@@ -279,7 +280,10 @@ def _destination(path: str, whole: str | None = None) -> str:
     """A clean absolute path that is not the root. Raises InvalidInput."""
     prefix = "" if whole is None else f"invalid volume specification: '{whole}': "
     if not path.startswith("/"):
-        raise InvalidInput(f"{prefix}invalid mount path: '{path}' mount path must be absolute")
+        raise InvalidInput(
+            f"{prefix}invalid mount path: '{path}' mount path must be absolute",
+            hint=container_path_hint(path),
+        )
     clean = "/" + posixpath.normpath(path).lstrip("/")
     if clean == "/":
         raise InvalidInput(f"{prefix}invalid specification: destination can't be '/'")

@@ -148,7 +148,11 @@ def install_hint(arch: str, host: Host) -> str:
     if host.platform == "darwin":
         return "install it: brew install qemu"
     if host.platform == "win32":
-        return "install it: winget install SoftwareFreedomConservancy.QEMU"
+        usual = _well_known(host)[0]
+        return (
+            "install it: winget install SoftwareFreedomConservancy.QEMU (found on PATH and in"
+            f" {usual}), or: pip install wherry[qemu]"
+        )
     ids = set(re.findall(r"^ID(?:_LIKE)?=\"?([^\"\n]*)", host.os_release, re.MULTILINE))
     words = {word for line in ids for word in line.split()}
     system = _SYSTEM_NAME[arch]
@@ -204,6 +208,7 @@ def _well_known(host: Host) -> list[Path]:
         programs = host.environ.get("ProgramFiles", r"C:\Program Files")
         profile = host.environ.get("USERPROFILE")
         scoop = [Path(profile, "scoop", "apps", "qemu", "current")] if profile else []
+        # The installer's, which is not on PATH; then Scoop's and MSYS2's.
         return [Path(programs, "qemu"), *scoop, Path(r"C:\msys64\ucrt64\bin")]
     return []
 
