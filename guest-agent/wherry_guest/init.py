@@ -11,6 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from wherry_guest.lean import import_dataclasses
+
 if TYPE_CHECKING:
     import socket
 
@@ -51,6 +53,7 @@ _os: Final[Any] = os
 
 def main() -> NoReturn:
     """Run as PID 1 of the VM; never returns."""
+    import_dataclasses()
     from wherry_guest.core.syscalls import RB_POWER_OFF, Kernel
 
     kernel = Kernel()
@@ -66,6 +69,7 @@ def run_agent(control: int) -> NoReturn:
     """The agent's process: run `wherry_guest.agent.main` on the control socket; never returns."""
     code = 0
     try:
+        import_dataclasses()  # of PID 1's where this is its fork, not where it replaced another one
         from importlib import import_module
 
         import_module("wherry_guest.agent").main(control)
