@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from wherry.connection import Connection, readable
-from wherry.errors import EngineUnreachable
+from wherry.errors import EngineUnreachable, StorageError
 from wherry.paths import MachinePaths
 
 if TYPE_CHECKING:
@@ -61,9 +61,15 @@ class Guard:
 
         Raises:
             EngineHung: the engine was hung, and is gone.
+            EngineUnreachable: there is no engine, and somebody else has its pipe.
         """
         if readable(connection, LOOK_SECONDS):
             return
+        if self._paths.pipe is not None and not self._alive() and self._lock_is_free():
+            raise EngineUnreachable(
+                f"the pipe {self._paths.pipe} is in use by a program that is no engine of ours",
+                hint="end that program, or set WHERRY_HOME to another directory",
+            )
         from wherry.osutil.pulse import Watch
 
         watch = Watch(self._paths.engine_record)
@@ -80,6 +86,18 @@ class Guard:
 
         engine = recorded_engine(self._paths)
         return engine is not None and is_alive(engine)
+
+    def _lock_is_free(self) -> bool:
+        """Whether it is certain that there is no engine."""
+        from wherry.osutil import LockHeld, lock_file
+
+        if not self._paths.engine_lock.exists():
+            return True
+        try:
+            with lock_file(self._paths.engine_lock, timeout=0):
+                return True
+        except (LockHeld, StorageError):
+            return False
 
 
 def end_engine(paths: MachinePaths, machine: str, engine: ProcessIdentity) -> None:

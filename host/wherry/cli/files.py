@@ -44,9 +44,9 @@ def target(output: Path | None) -> Iterator[int]:
             )
         yield 1
         return
-    output = _named_file(output)
+    file = _named_file(output)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     except OSError as error:
         words = f"cannot write {output}: {error.strerror}"
         raise StorageError(words, hint=place_hint(output)) from error
@@ -55,7 +55,7 @@ def target(output: Path | None) -> Iterator[int]:
             yield descriptor
         finally:
             os.close(descriptor)
-        Path(name).replace(output)
+        Path(name).replace(file)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
