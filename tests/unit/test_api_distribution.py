@@ -18,7 +18,7 @@ from wherry.api.http import Request, Response, split_target
 from wherry.api.routes import ROUTES
 from wherry.engine.background import in_thread
 from wherry.engine.engine import Engine
-from wherry.errors import InvalidInput, NotFound, Unauthorized
+from wherry.errors import InvalidInput, NotFound, NotImplementedYet, Unauthorized
 from wherry.images.auth import Credentials
 from wherry.images.retry import RetryPolicy
 from wherry.images.store import ImageStore
@@ -134,6 +134,30 @@ def test_a_push_that_fails_says_so_in_its_stream(tmp_path: Path, registry: FakeR
         said = await api.lines("POST", f"/images/{registry.host}/b/push?tag=1")
         assert "read-only" in said[-1]["error"]
         assert said[-1]["errorDetail"]["message"] == said[-1]["error"]
+
+    play(tmp_path, scene)
+
+
+def test_an_image_is_looked_at_by_its_platform(tmp_path: Path, registry: FakeRegistry) -> None:
+    async def scene(api: Api) -> None:
+        other = simple_image(b"other", architecture="arm64")
+        name = registry.add("a", "1", IMAGE, other)
+        for platform in ("linux/arm64", "linux/amd64"):
+            api.store.pull(name, platform=platform, auth=Credentials())
+        for platform, architecture in (
+            ("linux/arm64", "arm64"),
+            ('{"os":"linux","architecture":"arm64"}', "arm64"),
+            ('{"os":"linux","architecture":"amd64","variant":""}', "amd64"),
+        ):
+            found = await api.json("GET", f"/images/{name}/json?platform={platform}")
+            assert (found["Os"], found["Architecture"]) == ("linux", architecture)
+            await api.json("GET", f"/images/{name}/history?platform={platform}")
+        with pytest.raises(NotFound, match="does not match the specified platform: wanted linux/s"):
+            await api.json("GET", f"/images/{name}/json?platform=linux/s390x")
+        with pytest.raises(InvalidInput, match="platform is no JSON object"):
+            await api.json("GET", f"/images/{name}/json?platform={{os")
+        with pytest.raises(NotImplementedYet, match="platforms is not implemented"):
+            await api.call("DELETE", f"/images/{name}?platforms=linux/arm64")
 
     play(tmp_path, scene)
 

@@ -89,7 +89,7 @@ def test_an_image_that_was_given_the_name_is_left_alone(
             iter([tar({"/bin/sh": b"mine"})]), name=BUILTIN, platform="linux/arm64"
         )
         assert (await images.resolve(BUILTIN)).id == mine.id
-        with pytest.raises(ImageNotFound, match="is for linux/arm64, not for linux/amd64"):
+        with pytest.raises(ImageNotFound, match="wanted linux/amd64, actual: linux/arm64"):
             await images.resolve(BUILTIN, "linux/amd64")
 
     play(tmp_path / "home", layouts, "amd64", scene)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from wherry.api.http import Request, Response, Route, json_lines, json_response
 from wherry.api.images import decoded_header, progress_message, registry_auth
+from wherry.api.platforms import asked_platform
 from wherry.api.progress import Message, Report, with_progress
 from wherry.errors import InvalidInput
 from wherry.logins import server_of
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def push(engine: Engine, request: Request) -> Response:
     """Push a tag, or all tags of a repository. `allPlatforms` is ours."""
     auth = registry_auth(request.headers.get("x-registry-auth", ""))
-    platform = _platform(request.text("platform"))
+    platform = asked_platform(request)
     name, tag = request.args["name"], request.text("tag") or None
 
     async def work(report: Report) -> Message | None:
@@ -107,18 +107,6 @@ async def manifest_remove(engine: Engine, request: Request) -> Response:
 def _auths(request: Request) -> dict[str, Any]:
     """X-Registry-Config: logins by registry, as Docker's clients send them to a build."""
     return decoded_header("X-Registry-Config", request.headers.get("x-registry-config", ""))
-
-
-def _platform(text: str) -> str | None:
-    """Docker sends `platform` as JSON ({os, architecture, variant})."""
-    if not text.startswith("{"):
-        return text or None
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput("platform is no JSON object") from error
-    parts = [str(fields.get(name) or "") for name in ("os", "architecture", "variant")]
-    return "/".join(part for part in parts if part)
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

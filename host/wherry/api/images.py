@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wherry.api import views
 from wherry.api.http import Request, Response, Route, json_lines, json_response
+from wherry.api.platforms import asked_platform
 from wherry.api.progress import Message, Report, with_progress
 from wherry.api.timefmt import parse_moment
 from wherry.errors import InvalidInput, NotImplementedYet
@@ -120,12 +121,14 @@ async def listing(engine: Engine, request: Request) -> Response:
 
 
 async def inspect(engine: Engine, request: Request) -> Response:
-    image = await engine.images.resolve(request.args["name"])
+    if request.flag("manifests"):
+        raise NotImplementedYet("manifests is not implemented")
+    image = await engine.images.resolve(request.args["name"], asked_platform(request))
     return json_response(views.image_inspect(image))
 
 
 async def history(engine: Engine, request: Request) -> Response:
-    image = await engine.images.resolve(request.args["name"])
+    image = await engine.images.resolve(request.args["name"], asked_platform(request))
     entries = engine.images.history(image)
     return json_response(
         [
@@ -152,6 +155,11 @@ async def tag(engine: Engine, request: Request) -> Response:
 
 
 async def remove(engine: Engine, request: Request) -> Response:
+    if request.query.get("platforms"):
+        raise NotImplementedYet(
+            "platforms is not implemented: an image is removed with its last name",
+            hint="remove the one for a platform by its id",
+        )
     removals = await engine.images.remove(request.args["name"], force=request.flag("force"))
     return json_response([removal.as_json() for removal in removals])
 

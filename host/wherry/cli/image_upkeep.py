@@ -21,11 +21,16 @@ _SHORT_ID = 12
 
 @click.command("inspect")
 @click.option("-f", "--format", "format_", metavar="FORMAT", help="json, or a Go template.")
+@click.option("--platform", metavar="OS/ARCH", help="The one of a name's that is for it.")
 @click.argument("images", nargs=-1, required=True)
 @pass_app
-def inspect_command(app: App, format_: str | None, images: tuple[str, ...]) -> None:
+def inspect_command(
+    app: App, format_: str | None, platform: str | None, images: tuple[str, ...]
+) -> None:
     """Show everything about IMAGES, as JSON."""
-    found = [app.client.request("GET", f"/images/{image}/json").json() for image in images]
+    query = {"platform": platform}
+    paths = [f"/images/{image}/json" for image in images]
+    found = [app.client.request("GET", path, query=query).json() for path in paths]
     print_objects(found, format_)
 
 

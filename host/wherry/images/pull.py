@@ -263,7 +263,8 @@ class _Finder:
         if entry is None:
             offered = index.platforms()
             raise ImageNotFound(
-                f"{self._source.name} has no image for {wanted}",
+                f"no matching manifest for {wanted} in the manifest list entries of "
+                f"{self._source.name}",
                 hint=_offer(offered),
             )
         return entry
@@ -292,7 +293,8 @@ class _Finder:
         if (wanted is None and found.os == "linux") or (wanted and matches(wanted, found)):
             return
         raise ImageNotFound(
-            f"{self._source.name} has no image for {wanted or self._native}",
+            f"image with reference {self._source.name} was found but does not match the specified "
+            f"platform: wanted {wanted or self._native}, actual: {found}",
             hint=_offer([str(found)]),
         )
 
