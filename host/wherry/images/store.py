@@ -146,7 +146,8 @@ class ImageStore:
             return self._finder.load(other)
         if platform is not None:
             raise ImageNotFound(
-                f"image {ref} is for {image.platform}, not for {wanted}",
+                f"image with reference {ref} was found but does not match the specified platform: "
+                f"wanted {wanted}, actual: {image.platform}",
                 hint=f"pull the other one: wherry pull --platform {platform} {ref}",
             )
         return image
