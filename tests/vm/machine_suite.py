@@ -22,14 +22,18 @@ PACKAGES = (
 )  # fmt: skip
 SOURCES = ("guest-agent/wherry_guest", "host/wherry")
 HELPERS = ("cgroup_host.py", "needs.py", "syscall_program.py", "waiting.py")
-LIMITS = ("--ulimit", "nofile=524288")
-"""What PID 1 has in the machine."""
+OPTIONS = (
+    "--privileged", "--init",
+    "--ulimit", "nofile=524288",  # as PID 1 of the machine has it
+    "--volume", "/tmp",  # an overlay cannot be the upper side of another one
+)  # fmt: skip
 
 CONFIG = """\
 [pytest]
 addopts = --strict-markers --tb=short -q -ra
 pythonpath = /suite/guest-agent /suite/host /suite/tests
 timeout = 300
+tmp_path_retention_policy = failed
 markers =
     guest: needs root on Linux
 """
@@ -39,10 +43,9 @@ USERS = {
 }
 
 ENTER = (
-    # a cgroup with processes gives no controllers to its children: the shell moves out of the way
-    "mkdir /sys/fs/cgroup/shell; echo 0 >/sys/fs/cgroup/shell/cgroup.procs; "
-    # an overlay cannot be the upper side of another one, and id-mapped mounts need a tmpfs or ext4
-    "mount -t tmpfs tmpfs /tmp; cd /suite; "
+    # a cgroup with processes gives no controllers to its children: they move out of the way
+    "cd /sys/fs/cgroup; mkdir shell; for pid in 1 0; do echo $pid >shell/cgroup.procs; done; "
+    "chmod 1777 /tmp; cd /suite; "
     # byte code of what the tests start again and again
     "export PYTHONPYCACHEPREFIX=/tmp/byte-code; "
     "python3 -m compileall -q guest-agent; PYTHONPATH=guest-agent python3 -m wherry_guest.oci -v; "
@@ -80,7 +83,7 @@ def run_suite(wherry: Wherry, image: str, files: Sequence[str], wanted: str, sec
     """Pytest's last line, of these files of tests/guest; `wanted`: its -k. All of it must pass."""
     paths = " ".join(f"tests/guest/{name}" for name in files)
     script = f"{ENTER} -k '{wanted}' {paths}"
-    command = ["run", "--rm", "--privileged", *LIMITS, image, "sh", "-c", script]
+    command = ["run", "--rm", *OPTIONS, image, "sh", "-c", script]
     done = wherry.run(*command, timeout=seconds)
     text = done.stdout.decode(errors="replace")
     assert done.returncode == 0, f"{text[-8000:]}{done.stderr.decode(errors='replace')[-2000:]}"
