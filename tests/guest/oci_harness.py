@@ -23,9 +23,9 @@ from typing import Any
 import needs
 from cgroup_host import open_cgroup_host
 from containers_harness import make_busybox
+from oci_server import COMMAND_SECONDS, Ended, OciServer
 
 GUEST_AGENT = Path(__file__).resolve().parents[2] / "guest-agent"
-COMMAND_SECONDS = 20.0
 DEADLINE = 20.0
 CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_MKNOD", "CAP_NET_RAW",
@@ -66,17 +66,22 @@ class Host:
     directory: Path
     rootfs: Path
     keeper: subprocess.Popen[bytes]
+    enter: list[str]
     cgroups: str
-
-    def enter(self) -> list[str]:
-        return ["nsenter", "--mount", f"--target={self.keeper.pid}", f"--wd={self.directory}"]
+    server: OciServer
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in the namespace, to its end."""
-        given = {"capture_output": True, "text": True, "timeout": COMMAND_SECONDS, "check": False}
+        given: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if "input" not in options:
             given["stdin"] = subprocess.DEVNULL
-        return subprocess.run([*self.enter(), *command], **(given | options))
+        return subprocess.run(
+            [*self.enter, *command],
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+            **(given | options),
+        )
 
     def residue(self) -> dict[str, Any]:
         """What a container could leave behind, of what is ours."""
@@ -98,6 +103,7 @@ class Host:
             tree.rmdir()
 
     def close(self) -> None:
+        self.server.close()
         self.tidy()
         self.keeper.terminate()
         self.keeper.wait(DEADLINE)
@@ -111,18 +117,21 @@ def open_host(directory: Path) -> Host:
     for name in ("proc", "sys", "dev", "mnt", "srv", "run"):
         (rootfs / name).mkdir()
     keeper = open_cgroup_host()
-    return Host(directory, rootfs, keeper, f"wherry-oci-test-{os.getpid()}-{time.monotonic_ns()}")
+    enter = ["nsenter", "--mount", f"--target={keeper.pid}", f"--wd={directory}"]
+    server = OciServer(enter, directory / "commands", f"--root={directory}", GUEST_AGENT)
+    cgroups = f"wherry-oci-test-{os.getpid()}-{time.monotonic_ns()}"
+    return Host(directory, rootfs, keeper, enter, cgroups, server)
 
 
 def _processes_with(text: str) -> Iterator[str]:
-    """Command lines of processes that name `text`, but for the keeper's."""
+    """Pid and command line of processes of ours that name `text`, also forks of the server."""
     for path in Path("/proc").iterdir():  # what is globbed may not end meanwhile
         if not path.name.isdigit():
             continue
         with contextlib.suppress(OSError):
             line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if f"--root={text}" in line:
-                yield line
+                yield f"{path.name} {line}"
 
 
 @dataclass
@@ -143,11 +152,19 @@ class Runtime:
     def root(self) -> Path:
         return self.host.directory / f"state-{self.name}"
 
-    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run one of its commands, to its end."""
-        return self.host.run(*self.command(*arguments), **options)
+    def __call__(self, *arguments: str, **options: Any) -> Ended:
+        """Run one of its commands, to its end.
+
+        Options are `input`, files for `stdout` and `stderr`, and those of subprocess: with such a
+        one it is a process of its own.
+        """
+        if self.ours and options.keys() <= {"input", "stdout", "stderr", "failing"}:
+            return self.host.server.run([f"--root={self.root}", *arguments], **options)
+        done = self.host.run(*self.command(*arguments), **options)
+        return Ended(done.returncode, done.stdout or "", done.stderr or "")
 
     def command(self, *arguments: str) -> list[str]:
+        """The command line, to be run by `host.run` or after `host.enter`."""
         return [*self.argv, f"--root={self.root}", *arguments]
 
     def ok(self, *arguments: str, **options: Any) -> str:
@@ -178,7 +195,7 @@ class Runtime:
         (directory / "config.json").write_text(spec)
         return os.fspath(directory)
 
-    def run(self, spec: Any, *flags: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, spec: Any, *flags: str, **options: Any) -> Ended:
         """`run` in the foreground."""
         id = self.new_id()
         return self("run", "--bundle", self.bundle(spec, id), *flags, id, **options)
@@ -200,9 +217,8 @@ class Runtime:
 
         The output goes nowhere, unless `stdout` says where to.
         """
-        with tempfile.TemporaryFile("w+") as errors:
-            given = {"stdout": subprocess.DEVNULL, "stderr": errors, "capture_output": False}
-            result = self(*arguments, **(given | options))
+        with tempfile.TemporaryFile("w+") as errors, Path(os.devnull).open("w") as nowhere:
+            result = self(*arguments, **({"stdout": nowhere, "stderr": errors} | options))
             errors.seek(0)
             assert result.returncode == 0, (self.name, arguments, errors.read())
 

@@ -1,10 +1,10 @@
-"""The command line with a kernel whose n-th call fails: a server on stdin and stdout.
+"""Our OCI command line as a server: each command is a fork of a process that has imported it all.
 
-A request is a line of JSON, [N, ARGUMENTS]: a fork runs the command with the N-th call failing (0:
-none). The count goes on in its forked children, so that every call of a container's creation has
-its turn, wherever it happens. The answer, a line again: exit code, stdout, stderr, the name of the
-call that failed (empty: N is beyond the last one), and whether a process has outlived the command:
-for those this one is init.
+`oci_process.py SOCKET_FD …` takes connections from the listening socket. A request is the JSON
+[N, ARGUMENTS] with three descriptors, the command's stdin, stdout and stderr. The answer is the
+JSON [EXIT_CODE, PID, NAME]: whose end is the command's, and NAME of the N-th call of its kernel,
+which fails (N = 0: none does). The count goes on in forked children, so that every call of a
+container's creation has its turn, wherever it happens; NAME is empty when N is beyond the last one.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import errno
 import json
 import mmap
 import os
+import socket
 import sys
-import tempfile
+import traceback
 from typing import Any
 
 from wherry_guest.core.syscalls import Kernel
 from wherry_guest.oci.main import main
 
-PR_SET_CHILD_SUBREAPER = 36  # uapi/linux/prctl.h
 NEVER = ("let_go", "run_program", "close", "hold_user_namespace")
 """What cleans up must work (close(2) frees even when it fails), what is made of other calls counts
 them."""
+REQUEST_BYTES = 65536
+NAME_BYTES = 64
 
 
 class FailingKernel(Kernel):
-    """Counts every call, and fails one."""
+    """Counts every call, and fails one. `note` is shared with the children: the call's name."""
 
     def __init__(self, failing: int, note: mmap.mmap) -> None:
         self.failing = failing
@@ -53,38 +55,46 @@ for _name in vars(Kernel):
         setattr(FailingKernel, _name, _counted(_name))
 
 
-def run(failing: int, arguments: list[str], note: mmap.mmap) -> dict[str, Any]:
-    """One command, in a fork, to the end of all its processes but those that outlive it."""
-    note[:] = bytes(len(note))
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        pid = os.fork()
-        if pid == 0:
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for target, fd in enumerate((nothing, out.fileno(), errors.fileno())):
-                os.dup2(fd, target)
-            code = main(arguments, FailingKernel(failing, note))
-            sys.stdout.flush()
-            os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status)}
-        for name, file in (("stdout", out), ("stderr", errors)):
-            file.seek(0)
-            answer[name] = file.read().decode()
-    return answer | {"failed": note[:].rstrip(b"\0").decode(), "left": outlived()}
+def serve(listener: socket.socket) -> None:
+    """One fork for each connection, until the listener is closed by the other side's end."""
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _answer(connection)
+        connection.close()
+        _reap()
 
 
-def outlived() -> bool:
-    """Whether there is a process that is not a zombie."""
+def _answer(connection: socket.socket) -> None:
+    """In the child: run the command, and end."""
+    code = 1
+    note = mmap.mmap(-1, NAME_BYTES)
+    try:
+        request, fds, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
+        failing, arguments = json.loads(request)
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target)
+            os.close(fd)
+        code = main(arguments, FailingKernel(failing, note) if failing else None)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - what a process of its own would do
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        name = note[:].rstrip(b"\0").decode()
+        connection.send(json.dumps([code, os.getpid(), name]).encode())
+        os._exit(code)
+
+
+def _reap() -> None:
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        return False
-    return True
+        pass
 
 
 if __name__ == "__main__":
-    Kernel().prctl(PR_SET_CHILD_SUBREAPER, 1)
-    shared = mmap.mmap(-1, 64)
-    for line in sys.stdin:
-        print(json.dumps(run(*json.loads(line), shared)), flush=True)
+    serve(socket.socket(fileno=int(sys.argv[1])))

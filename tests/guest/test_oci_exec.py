@@ -165,7 +165,7 @@ def test_run_serves_the_terminal_that_it_is_on(runtime: Runtime) -> None:
     script = "stty size; read line; echo got $line"
     id = runtime.new_id()
     bundle = runtime.bundle(runtime.spec("sh", "-c", script, terminal=True), id)
-    command = [*runtime.host.enter(), *runtime.command("run", "--bundle", bundle, id)]
+    command = [*runtime.host.enter, *runtime.command("run", "--bundle", bundle, id)]
     pid, master = os.forkpty()
     if pid == 0:
         os.execvp(command[0], command)
@@ -207,7 +207,7 @@ def test_no_other_descriptor_reaches_the_container(wherry_oci: Runtime, tmp_path
 
 
 def test_a_descriptor_that_is_not_open_cannot_be_preserved(wherry_oci: Runtime) -> None:
-    result = wherry_oci.run(wherry_oci.spec("true"), "--preserve-fds", "1")
+    result = wherry_oci.run(wherry_oci.spec("true"), "--preserve-fds", "1", close_fds=True)
     assert result.returncode == 1
     assert "--preserve-fds 1: descriptor 3 is not open" in result.stderr
 
@@ -221,7 +221,7 @@ def test_a_signal_to_run_reaches_the_container(runtime: Runtime) -> None:
     script = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
     id = runtime.new_id()
     bundle = runtime.bundle(runtime.spec("sh", "-c", script), id)
-    command = [*runtime.host.enter(), *runtime.command("run", "--bundle", bundle, id)]
+    command = [*runtime.host.enter, *runtime.command("run", "--bundle", bundle, id)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -242,7 +242,7 @@ def test_create_that_is_terminated_leaves_nothing(wherry_oci: Runtime, tmp_path:
     id = wherry_oci.new_id()
     command = wherry_oci.command("create", "--bundle", wherry_oci.bundle(spec, id), id)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    process = subprocess.Popen([*wherry_oci.host.enter(), *command], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*wherry_oci.host.enter, *command], stderr=subprocess.DEVNULL)
     assert select.select([reader], [], [], DEADLINE)[0]
     process.terminate()
     assert process.wait(DEADLINE) == 1

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from oci_harness import COMMAND_SECONDS, GUEST_AGENT, Runtime, change, namespace
+from oci_harness import Runtime, change, namespace
 
 pytestmark = pytest.mark.guest
 
-SCRIPT = Path(__file__).with_name("oci_process.py")
 MOST_CALLS = 500
 TOLERATED = {
     # calls whose failure may change nothing: what they are for is not there, or goes on without
@@ -68,35 +62,10 @@ def mapped(runtime: Runtime, source: Path) -> dict[str, Any]:
     return spec
 
 
-@dataclass
-class Failing:
-    """Our command line, with a call of its kernel that fails."""
-
-    process: subprocess.Popen[str]
-
-    def run(self, number: int, *arguments: str) -> Any:
-        """Run the command with its call of that number failing."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([number, arguments]) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture
-def failing(wherry_oci: Runtime) -> Iterator[Failing]:
-    environment = ["env", f"PYTHONPATH={GUEST_AGENT}"]
-    command = [*wherry_oci.host.enter(), *environment, sys.executable, "-B", os.fspath(SCRIPT)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Failing(process)
-        process.communicate(timeout=COMMAND_SECONDS)
-
-
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("make", [plain, mapped, hooked])
 def test_whichever_call_fails_nothing_is_left(
-    wherry_oci: Runtime, failing: Failing, make: Callable[[Runtime, Path], dict[str, Any]]
+    wherry_oci: Runtime, make: Callable[[Runtime, Path], dict[str, Any]]
 ) -> None:
     source = wherry_oci.host.directory / "bundle-source"
     source.mkdir()
@@ -105,20 +74,19 @@ def test_whichever_call_fails_nothing_is_left(
     bundle = wherry_oci.bundle(make(wherry_oci, source), id)
     names = []
     for number in range(1, MOST_CALLS):
-        result = failing.run(number, f"--root={wherry_oci.root}", "run", "--bundle", bundle, id)
-        name = result["failed"]
+        result = wherry_oci("run", "--bundle", bundle, id, failing=number)
+        name = result.failed
         if not name:
-            assert result["code"] == 0, result
+            assert result.returncode == 0, result
             break
         names.append(name)
-        if result["code"] == 0:
+        if result.returncode == 0:
             assert name in TOLERATED, (number, name)
         else:
-            assert result["code"] == 1, (number, name, result)
-            (line,) = result["stderr"].splitlines()
+            assert result.returncode == 1, (number, name, result)
+            (line,) = result.stderr.splitlines()
             assert "internal error" not in line, (number, name, line)
             assert "input/output error" in line.lower() or name == "execve", (number, name, line)
-        assert not result["left"], (number, name)
         assert wherry_oci.host.residue() == before, (number, name)
     else:
         raise AssertionError(f"more than {MOST_CALLS} calls")
