@@ -1,7 +1,7 @@
 # One command each; every target installs what it needs through ./bootstrap.
 PYTHON = .venv/bin/python
 
-.PHONY: test test-windows test-all lint bench soak image clean
+.PHONY: test test-windows test-all lint bench soak docs image clean
 
 test:            ## quick tests: no VM, no root, under two minutes
 	./bootstrap --test -m "not guest and not vm and not contract and not soak and not wine" tests/unit
@@ -20,6 +20,10 @@ bench:           ## measure, and write docs/benchmarks.md
 
 soak:            ## the long rounds
 	WHERRY_SOAK=1 ./bootstrap --test tests/soak
+
+docs:            ## write the page of all commands, docs/commands.md
+	./bootstrap version >/dev/null
+	$(PYTHON) tests/commands_page.py
 
 image:           ## build the VM image for this host
 	./bootstrap version >/dev/null
