@@ -35,6 +35,7 @@ def test_what_windows_cannot_have_is_told(name: str, reason: str) -> None:
 
 
 def test_cp_refuses_such_names_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.sys, "platform", "linux")
     assert packing._parts("dev/con") == ("dev", "con")
     monkeypatch.setattr(packing.sys, "platform", "win32")
     with pytest.raises(InvalidInput, match="'con' is a device") as caught:

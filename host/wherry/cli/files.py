@@ -22,7 +22,8 @@ _NOT_BY_KERNEL = (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, err
 
 def place_hint(path: Path | str) -> str | None:
     """What is wrong with a path of this computer that leads nowhere; None: nothing is known."""
-    if (kind := foreign_path(str(path), sys.platform)) is not None:
+    text = path.as_posix() if isinstance(path, Path) else path
+    if (kind := foreign_path(text, sys.platform)) is not None:
         return f"that is {kind}; one of this computer looks like {example_path(sys.platform)}"
     from wherry.osutil.files import missing_drive  # here: for those for whom it went wrong
 
