@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from wherry.images import media
@@ -438,3 +439,13 @@ def token_auth(registry: FakeRegistry, *, user: str = "", password: str = "") ->
     registry.fault(r"^/token", token)
     registry.authorize = check
     return issued
+
+
+def write_layout(directory: Path, fake: FakeImage) -> None:
+    """An OCI layout on disk."""
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for data in (fake.config, fake.manifest, *fake.layers):
+        (blobs / digest(data)[7:]).write_bytes(data)
+    (directory / "index.json").write_bytes(index_of(fake))
+    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

@@ -1,38 +1,30 @@
 """The CLI's way to the engine: HTTP/1.1 over its socket or pipe, and hijacked streams. Blocking.
 
-An engine that does not answer is started: the listening socket is bound here and inherited by the
-engine, so that a client can connect at once and nobody polls for the engine to come up. A pipe
-cannot be inherited: there the client waits for it, or for the end of the engine.
+An engine that does not answer is started (`wherry.startup`), and a client can connect at once.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import h11
 
 from wherry import __version__, succession
-from wherry.connection import Connection, connect
-from wherry.errors import EngineUnreachable, WherryError
+from wherry.connection import NO_ENGINE, Connection, connect
+from wherry.errors import EngineUnreachable, StorageError, WherryError
 from wherry.exchange import Exchange, Sender
 from wherry.hung import EngineHung, Guard
-from wherry.paths import Home, MachinePaths
+from wherry.paths import Home
 
 _API = "/v1.50"
 _SAFE = "/:@!$&'()*+,;=%"
 """RFC 3986, section 3.3: what a path may have as it is, besides letters, digits and `-._~`."""
-_START_DEADLINE = 30.0
-"""Seconds that another client may take to start the engine."""
-
-_PIPE_POLL_SECONDS = 0.02
 
 _LACKING = (400, 404, 405, 501)
 """Answers of an engine that does not have a route, or not this version of the API."""
@@ -62,6 +54,8 @@ class Client:
         self._guard = Guard(self.paths, machine)
         self._shared: Exchange | None = None
         self._may_replace = True
+        self._reads: Path | None = None
+        """The socket of an engine that only reads, for this client."""
 
     def close(self) -> None:
         """Close the shared connection; the next request opens another."""
@@ -217,10 +211,11 @@ class Client:
         """
         self._may_replace = False
         from wherry.osutil import lock_file, private_directory
+        from wherry.startup import START_DEADLINE, listen_and_spawn
 
         private_directory(self.home.root)
         private_directory(self.paths.root)
-        with lock_file(self.paths.start_lock, timeout=_START_DEADLINE):
+        with lock_file(self.paths.start_lock, timeout=START_DEADLINE):
             if self.running():
                 query = {"python": sys.executable}
                 way = "stop" if force else "yield"
@@ -237,10 +232,10 @@ class Client:
                 self.close()
                 activated = answer is not None and answer["activated"]
                 if force or activated or self.paths.pipe is not None:
-                    with lock_file(self.paths.engine_lock, timeout=_START_DEADLINE):
+                    with lock_file(self.paths.engine_lock, timeout=START_DEADLINE):
                         pass
                 else:  # at once: clients that come now wait for the new one
-                    self._shared = Exchange(_listen_and_spawn(self.home, self.machine), self._guard)
+                    self._shared = Exchange(listen_and_spawn(self.home, self.machine), self._guard)
         self.request("GET", "/_ping")
 
     def _replace_older(self) -> None:
@@ -265,82 +260,28 @@ class Client:
         if self._may_replace:
             self._replace_older()
         try:
-            return connect(self.paths)
+            return connect(self.paths, self._reads)
         except OSError:
+            pass  # there is none
+        # Here, since commands that find an engine should not pay for these imports.
+        from wherry.startup import cannot_write, reading_engine, start_engine
+
+        try:
             return start_engine(self.home, self.machine)
+        except StorageError as error:
+            if not cannot_write(error) or not self.paths.root.is_dir():
+                raise
+            self._reads = reading_engine(self.home, self.machine)
+            return connect(self.paths, self._reads)
 
     def _ended(self) -> EngineUnreachable:
-        tail = _last_line(self.paths)
+        from wherry.startup import last_line
+
+        tail = last_line(self.paths.engine_log)
         return EngineUnreachable(
             f"the engine of machine {self.machine!r} ended" + (f": {tail}" if tail else ""),
             hint=f"its log is {self.paths.engine_log}",
         )
-
-
-def start_engine(home: Home, machine: str) -> Connection:
-    """Start the engine of `machine` unless another client just did; returns a connection to it.
-
-    Raises:
-        EngineUnreachable: it could not be started.
-    """
-    # Here, since commands that find an engine should not pay for these imports.
-    from wherry.osutil import lock_file, private_directory
-
-    paths = home.machine(machine)
-    private_directory(home.root)
-    private_directory(paths.root)
-    private_directory(paths.sockets)
-    with lock_file(paths.start_lock, timeout=_START_DEADLINE):
-        try:
-            return connect(paths)
-        except OSError:
-            pass  # still none: it is ours to start
-        try:
-            if paths.pipe is not None:
-                return _await_pipe(paths, _spawn_engine(home, machine, subprocess.DEVNULL))
-            return _listen_and_spawn(home, machine)
-        except OSError as error:
-            raise EngineUnreachable(f"cannot start the engine: {error}") from error
-
-
-def _listen_and_spawn(home: Home, machine: str) -> Connection:
-    """A connection to the engine that is started for it. Hold the start lock."""
-    from wherry.osutil import listen_unix
-
-    paths = home.machine(machine)
-    with listen_unix(paths.api_socket) as listener:
-        _spawn_engine(home, machine, listener.fileno())
-        return connect(paths)
-
-
-def _spawn_engine(home: Home, machine: str, stdin: int) -> int:
-    """Its pid. `stdin`: the listening socket that it inherits, where it does."""
-    from wherry.osutil import spawn_detached
-
-    paths = home.machine(machine)
-    inherited = ["--inherited"] if paths.pipe is None else []
-    command = [sys.executable, "-m", "wherry.engine", "--machine", machine, *inherited]
-    return spawn_detached(
-        [*command, "--spawned-ns", str(time.time_ns())],
-        log=paths.engine_log,
-        cwd=home.root,
-        env={**os.environ, "WHERRY_HOME": os.fspath(home.root)},
-        stdin=stdin,
-    )
-
-
-def _await_pipe(paths: MachinePaths, engine: int) -> Connection:
-    """Connect to an engine that was just started; wait for as long as it lives, as for a socket's
-    answer: it serves once it has taken over what runs."""
-    from wherry.osutil import exit_status
-
-    while True:
-        try:
-            return connect(paths)
-        except FileNotFoundError as error:
-            if exit_status(engine, within=_PIPE_POLL_SECONDS) is not None:
-                message = f"the engine ended: {_last_line(paths)}"
-                raise EngineUnreachable(message, hint=f"see {paths.engine_log}") from error
 
 
 def _json_lines(parts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -381,6 +322,8 @@ def _raise_for(reply: Reply) -> None:
         exit_code = int(data.get("exit_code", 1))
     except (ValueError, TypeError, KeyError):
         message, hint, exit_code = f"the engine answered with status {reply.status}", None, 1
+    if NO_ENGINE in reply.headers:
+        raise EngineUnreachable(message, hint=hint, exit_code=exit_code)
     if reply.status in _LACKING:
         message, hint = succession.does_not_know(message, reply.headers.get("server", "")) or (
             message,
@@ -394,14 +337,3 @@ def _checked_line(line: dict[str, Any]) -> dict[str, Any]:
         detail = line.get("errorDetail") or {}
         raise EngineError(str(line["error"]), hint=detail.get("hint"))
     return line
-
-
-def _last_line(paths: MachinePaths) -> str:
-    try:
-        with paths.engine_log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-            lines = log.read().decode("utf-8", "replace").strip().splitlines()
-    except OSError:
-        return ""
-    words = [line for line in lines if " INFO " not in line]
-    return words[-1] if words else ""

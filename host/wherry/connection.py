@@ -6,9 +6,13 @@ import os
 import select
 import socket
 import sys
+from pathlib import Path
 from typing import Protocol
 
 from wherry.paths import MachinePaths
+
+NO_ENGINE = "wherry-no-engine"
+"""A header of answers that tell why there is no engine."""
 
 
 class Connection(Protocol):
@@ -20,15 +24,15 @@ class Connection(Protocol):
     def close(self) -> None: ...
 
 
-def connect(paths: MachinePaths) -> Connection:
-    """Raises OSError when no engine answers there."""
+def connect(paths: MachinePaths, at: Path | None = None) -> Connection:
+    """`at`: a socket elsewhere. Raises OSError when no engine answers there."""
     if sys.platform == "win32":
         from wherry.osutil.pipes import PipeConnection  # here: only Windows pays for it
 
         return PipeConnection(paths.api_socket)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.connect(os.fspath(paths.api_socket))
+        connection.connect(os.fspath(at or paths.api_socket))
     except OSError:
         connection.close()
         raise

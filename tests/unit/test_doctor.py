@@ -301,7 +301,7 @@ def test_an_engine_whose_heart_has_stopped_hangs(
     monkeypatch.setattr(processes, "BEAT_SECONDS", 0.1)
     paths = context.home.machine("m")
     with lock_file(paths.engine_lock):
-        Pulse(paths.engine_record, "1")
+        Pulse(paths.engine_record, "1").beat()
         finding = only(processes.engines(context))
     assert finding.status is Status.FAIL
     assert "hangs" in finding.detail

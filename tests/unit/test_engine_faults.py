@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from engine_fakes import World, play, until
 
 from wherry.engine import engine as engine_module
 from wherry.engine import events as events_module
+from wherry.engine import state as state_module
 from wherry.engine.model import Event, Status
 from wherry.errors import StorageError
 from wherry.machine import MachineState
@@ -96,5 +98,40 @@ def test_what_cannot_be_stored_has_not_happened(tmp_path: Path) -> None:
         assert world.engine.containers.list(all=True) == []
         takes_no_more(world, False)
         await world.create("box")
+
+    play(tmp_path, scene)
+
+
+def only_read(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """A disk on which nothing can be opened to be written, or one that has room again."""
+
+    def fail(_path: Path) -> sqlite3.Connection:
+        with sqlite3.connect(":memory:") as connection:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("CREATE TABLE t (a)")
+        raise AssertionError
+
+    if refused:
+        monkeypatch.setattr(state_module, "_connect", fail)
+    else:
+        monkeypatch.undo()
+
+
+def test_an_engine_on_a_disk_that_takes_nothing_shows_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        container = await world.run("box")
+        world.machine.link = None  # behind the engine's back
+        only_read(monkeypatch, True)
+        await world.kill_engine()
+        containers = world.engine.containers
+        assert containers.get(container.id).status is Status.EXITED
+        with pytest.raises(StorageError, match="cannot write the machine's state"):
+            await containers.remove("box")
+        assert [it.name for it in containers.list(all=True)] == ["box"]
+        only_read(monkeypatch, False)
+        await containers.remove("box")
+        assert containers.list(all=True) == []
 
     play(tmp_path, scene)

@@ -117,6 +117,7 @@ def test_an_answer_that_takes_long_is_waited_for_while_the_heart_beats(
     paths = Home(tmp_path).machine("m")
     paths.root.mkdir(parents=True)
     own = Pulse(paths.engine_record, "1")
+    own.beat()
     ours, theirs = socket.socketpair()
     until = time.monotonic() + 1.0
 
@@ -144,6 +145,7 @@ def test_a_beat_is_not_old_because_the_clock_was_set(tmp_path: Path) -> None:
     """A host that slept for an hour: the age alone tells nothing."""
     file = tmp_path / "engine.json"
     own = Pulse(file, "1")
+    own.beat()
     os.utime(file, LONG_AGO)
     seconds = [0.0]
     watch = Watch(file, clock=lambda: seconds[0])

@@ -15,6 +15,7 @@ from wherry.engine.events import EventBus, matches
 from wherry.engine.model import Container, Event, Exec, Status
 from wherry.engine.state import State, migrate
 from wherry.errors import InvalidInput, StorageError
+from wherry.osutil.files import FULL_HINT
 
 
 def container(name: str = "web") -> Container:
@@ -230,7 +231,7 @@ def test_a_full_disk_is_said_with_what_to_do_and_changes_nothing(tmp_path: Path)
     state._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL, as a full disk
     with pytest.raises(StorageError, match="full") as caught, state.transaction() as transaction:
         transaction.add_container(replace(container(), config={"Labels": {"a": "x" * 100_000}}))
-    assert caught.value.hint == "the disk is full: make room on it"
+    assert caught.value.hint == FULL_HINT
     state._connection.execute("PRAGMA max_page_count = 10000")
     assert state.containers() == []
     with state.transaction() as transaction:

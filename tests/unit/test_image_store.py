@@ -22,6 +22,7 @@ from image_fakes import (
     simple_image,
     tar_of,
     token_auth,
+    write_layout,
 )
 
 from wherry.errors import (
@@ -766,15 +767,6 @@ def test_history_has_dockers_columns(registry: FakeRegistry, store: ImageStore) 
 
 
 # Layouts on disk, and time.
-
-
-def write_layout(directory: Path, fake: FakeImage) -> None:
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    for data in (fake.config, fake.manifest, *fake.layers):
-        (blobs / digest(data)[7:]).write_bytes(data)
-    (directory / "index.json").write_bytes(index_of(fake))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
 
 def test_a_layout_on_disk_is_imported_and_the_second_time_costs_nothing(

@@ -8,6 +8,7 @@ import pytest
 
 from wherry.errors import StorageError
 from wherry.images.store_db import MIGRATIONS, ImageRow, StoreDb
+from wherry.osutil.files import FULL_HINT
 
 
 def row(number: int) -> ImageRow:
@@ -137,7 +138,7 @@ def test_a_full_disk_is_said_with_what_to_do_and_changes_nothing(db: StoreDb) ->
     db.rows(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL, as a full disk
     with pytest.raises(StorageError, match="full") as caught, db.write() as connection:
         connection.execute("CREATE TABLE large AS SELECT randomblob(200000)")
-    assert caught.value.hint == "the disk is full: make room on it"
+    assert caught.value.hint == FULL_HINT
     db.rows("PRAGMA max_page_count = 10000")
     assert db.rows("SELECT name FROM sqlite_master WHERE name = 'large'") == []
     add(db, 1, ["a"], "one")

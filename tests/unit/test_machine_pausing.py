@@ -35,7 +35,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     state: list[str] = []
     monkeypatch.setattr(pausing, "has_room", lambda _disk: not state)
     monkeypatch.setattr("wherry.machine.adopt.has_room", lambda _disk: not state)
-    monkeypatch.setattr(pausing, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(pausing, "LOOK_SECONDS", 0.02)
     return state
 
 
@@ -101,8 +101,10 @@ def test_a_machine_that_waits_for_room_survives_its_engine(root: Path, disk: lis
         await pause(first, "x-disk-full")
         await first.aclose()
         second = world.machine()
+        assert not await second.adopt()
+        assert (second.state, second.paused) == (MachineState.RUNNING, DISK_FULL)
         with pytest.raises(StillPaused):
-            await second.adopt()
+            await second.ensure_running()
         assert is_alive(process)
         await second.aclose()
         disk.clear()
@@ -110,6 +112,48 @@ def test_a_machine_that_waits_for_room_survives_its_engine(root: Path, disk: lis
         assert await third.adopt()
         assert process_of(third) == process
         assert await status_of(third) == "running"
+
+    play(root, work)
+
+
+def test_a_machine_that_was_left_paused_is_taken_over_when_there_is_room(
+    root: Path, disk: list[str]
+) -> None:
+    async def work(world: World) -> None:
+        first = world.machine()
+        await first.ensure_running()
+        process = process_of(first)
+        disk.append("full")
+        await pause(first, "x-disk-full")
+        await first.aclose()
+        second = world.machine()
+        assert not await second.adopt()
+        disk.clear()
+        await second.ensure_running()
+        assert (process_of(second), second.paused) == (process, None)
+        assert await status_of(second) == "running"
+
+    play(root, work)
+
+
+def test_a_machine_that_was_left_paused_can_be_stopped(root: Path, disk: list[str]) -> None:
+    async def work(world: World) -> None:
+        first = world.machine()
+        await first.ensure_running()
+        process = process_of(first)
+        disk.append("full")
+        await pause(first, "x-disk-full")
+        await first.aclose()
+        second = world.machine()
+        states: list[MachineState] = []
+        second.on_state(states.append)
+        assert not await second.adopt()
+        await second.stop()
+        assert not is_alive(process)
+        assert (second.state, second.paused) == (MachineState.STOPPED, None)
+        assert states == [MachineState.STOPPED]
+        disk.clear()
+        await second.ensure_running()
 
     play(root, work)
 

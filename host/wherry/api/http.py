@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, unquote
 
 from wherry.errors import InvalidInput, NotFound, WherryError
+from wherry.osutil import disk_error, disk_hint
 
 if TYPE_CHECKING:
     from wherry.engine.engine import Engine
@@ -240,13 +241,21 @@ def json_lines(events: AsyncIterator[Mapping[str, object]]) -> Response:
             async for event in events:
                 yield json.dumps(event, separators=(",", ":")).encode() + b"\r\n"
         except WherryError as error:
-            detail: dict[str, object] = {"message": error.message}
-            if error.hint:
-                detail["hint"] = error.hint
-            last = {"errorDetail": detail, "error": error.message}
-            yield json.dumps(last, separators=(",", ":")).encode() + b"\r\n"
+            yield _last_line(error)
+        except OSError as error:
+            if disk_hint(error) is None:
+                raise
+            yield _last_line(disk_error(error))
 
     return Response(200, lines(), "application/json")
+
+
+def _last_line(error: WherryError) -> bytes:
+    detail: dict[str, object] = {"message": error.message}
+    if error.hint:
+        detail["hint"] = error.hint
+    last = {"errorDetail": detail, "error": error.message}
+    return json.dumps(last, separators=(",", ":")).encode() + b"\r\n"
 
 
 async def byte_response(parts: AsyncIterator[bytes], content_type: str) -> Response:

@@ -28,6 +28,7 @@ from wherry.api.http import (
 )
 from wherry.api.routes import ROUTES
 from wherry.errors import InvalidInput, WherryError
+from wherry.osutil import disk_error, disk_hint
 from wherry.osutil.local import LocalServer, serve_local
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ class _Connection:
         except (asyncio.CancelledError, *_CLIENT_GONE):
             raise
         except Exception as error:  # the edge: a bug is an answer and a traceback
+            if isinstance(error, OSError) and disk_hint(error) is not None:
+                return error_response(disk_error(error), separate_hint=separate_hint)
             log.exception("bug while serving %s", head.target)
             return error_response(
                 WherryError(f"internal error: {type(error).__name__}: {error}"),

@@ -20,6 +20,7 @@ from wherry.cli.app import App
 from wherry.client import Client
 from wherry.errors import WherryError
 from wherry.hung import Guard
+from wherry.osutil import disk_hint, reserve
 from wherry.paths import Home, MachinePaths, is_machine_name
 from wherry.units import human_size
 
@@ -70,6 +71,7 @@ def items_of_reset(home: Home, *, everything: bool) -> list[Item]:
     found = list(_machines(home))
     store = home.store_db
     databases = [store.with_name(store.name + suffix) for suffix in ("", "-wal", "-shm")]
+    databases.append(home.root / reserve.NAME)
     databases += sorted(home.root.glob(f"{store.name}.damaged*"))
     images = (home.store, home.layers, home.ingest, home.manifests, *databases)
     found.append(Item("images and their layers", images))
@@ -114,7 +116,8 @@ def remove(item: Item) -> None:
         except OSError as error:
             raise WherryError(
                 f"cannot remove {error.filename or path}: {error.strerror}",
-                hint="a program that still uses it may be the reason; run the command again",
+                hint=disk_hint(error)
+                or "a program that still uses it may be the reason; run the command again",
             ) from error
 
 

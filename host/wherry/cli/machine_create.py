@@ -36,7 +36,7 @@ def create_command(app: App, name: str, disk_from: str | None, **flags: Any) -> 
     try:
         client.request("POST", "/wherry/v1/machine/create", body=values)
     except WherryError:
-        if fresh and not has_configuration(app, name):
+        if fresh and client.paths.root.exists() and not has_configuration(app, name):
             settle(client)
             remove_files(client.paths)
         raise

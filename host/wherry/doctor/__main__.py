@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundle.add_argument("file", type=Path)
     bundle.add_argument("--offline", action="store_true")
     options = parser.parse_args(arguments)
+    logging.getLogger("wherry").addHandler(logging.NullHandler())  # findings tell what is wrong
     try:
         if options.command == "examine":
             context = _context(options.machine, deep=options.deep)

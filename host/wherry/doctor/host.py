@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -86,18 +87,31 @@ def _permissions(root: Path, status: os.stat_result) -> Iterator[Finding]:
             f"chmod 700 {root}, or wherry doctor --fix",
             close,
         )
-    elif not _writable(root):
-        yield fail(_HOME, f"{root} cannot be written to: read-only, or full", "see disk-space")
+    elif (error := _refusal(root)) is not None:
+        yield fail(_HOME, f"{root} cannot be written to: {error.strerror}", _advice(error))
     else:
         yield ok(_HOME, f"{root} is ours alone")
 
 
-def _writable(root: Path) -> bool:
+def _refusal(root: Path) -> OSError | None:
     try:
-        with tempfile.TemporaryFile(dir=root):
-            return True
-    except OSError:
-        return False
+        with tempfile.TemporaryFile(dir=root) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "see disk-space"
+    if error.errno == errno.EROFS:
+        return (
+            "what is there can be read. The system mounts a disk that fails so: look into its log, "
+            "mount it to be written again, or set WHERRY_HOME to a directory of another disk"
+        )
+    return "what is there can be read. Correct its permissions, or set WHERRY_HOME"
 
 
 def _file_system(root: Path) -> Iterator[Finding]:

@@ -18,6 +18,9 @@ from wherry.machine.config import read_config
 from wherry.machine.qcow2 import check_disk
 from wherry.machine.record import read_record
 from wherry.osutil import is_alive
+from wherry.osutil.databases import cannot_write
+from wherry.osutil.reserve import is_full
+from wherry.osutil.walcopy import read_copy
 from wherry.paths import MachinePaths
 from wherry.units import human_size
 from wherry_image.image import find_image
@@ -32,7 +35,7 @@ def databases(context: Context) -> Iterator[Finding]:
     if store.exists():
         problem = database_problem(store)
         if problem is None:
-            yield ok("store.db", "SQLite finds it sound")
+            yield _sound("store.db", store)
         else:
             yield fail(
                 "store.db",
@@ -47,7 +50,7 @@ def databases(context: Context) -> Iterator[Finding]:
             continue
         problem = database_problem(state)
         if problem is None:
-            yield ok(f"state.db {name}", "SQLite finds it sound")
+            yield _sound(f"state.db {name}", state)
         else:
             yield fail(
                 f"state.db {name}",
@@ -57,20 +60,36 @@ def databases(context: Context) -> Iterator[Finding]:
             )
 
 
+def _sound(title: str, path: Path) -> Finding:
+    if is_full(path.parent):
+        return ok(title, "SQLite finds it sound; nothing can be added, the disk is full")
+    return ok(title, "SQLite finds it sound")
+
+
 def database_problem(path: Path) -> str | None:
-    """What SQLite says of it, in one line; None: nothing."""
+    """What SQLite says of it, in one line; None: nothing. A disk that takes nothing, so that not
+    even SQLite's index of the log can be made, is none of the database's faults."""
     try:
-        # rw: a database with a write-ahead log cannot be read without its index being made.
-        uri = f"file:{quote(os.fsencode(path))}?mode=rw"
-        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)
         try:
-            rows = connection.execute("PRAGMA quick_check(3)").fetchall()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
+            # rw: a database with a write-ahead log cannot be read without its index being made.
+            uri = f"file:{quote(os.fsencode(path))}?mode=rw"
+            connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)
+            lines = _quick_check(connection)
+        except sqlite3.Error as error:
+            if not cannot_write(error):
+                raise
+            lines = _quick_check(read_copy(path))
+    except (sqlite3.Error, OSError) as error:
         return str(error)
-    lines = [str(row[0]) for row in rows]
     return None if lines == ["ok"] else "; ".join(lines)
+
+
+def _quick_check(connection: sqlite3.Connection) -> list[str]:
+    try:
+        rows = connection.execute("PRAGMA quick_check(3)").fetchall()
+    finally:
+        connection.close()
+    return [str(row[0]) for row in rows]
 
 
 def _set_aside(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from wherry.engine.activation import activated_listener, turn_away
 from wherry.engine.daemon import Start, run, start_logging
 from wherry.errors import WherryError
-from wherry.osutil import listen_unix, private_directory
+from wherry.osutil import disk_error, listen_unix, private_directory
 from wherry.paths import Home, MachinePaths
 from wherry.settings import load_settings
 
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="run by the session's manager: take its socket, start the machine where containers"
         " restart",
     )
+    parser.add_argument(
+        "--reading", type=int, metavar="PID", help="write nothing; end with that process"
+    )
     parser.add_argument("--home", help="the state directory, where WHERRY_HOME cannot say it")
     parser.add_argument(
         "--spawned-ns", type=int, help="when this process was started, ns since the epoch"
@@ -49,18 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if paths.pipe is not None:
             _run(home, options, paths.api_socket)
         elif options.service and (activated := activated_listener()) is not None:
-            return _serve_activated(home, options, activated)
+            with activated:
+                return _serve_or_say(home, options, activated, activated=True)
         else:
-            private_directory(paths.root)
-            private_directory(paths.sockets)  # of a long path it is in /tmp, which a reboot empties
-            with _inherited() if options.inherited else listen_unix(paths.api_socket) as listener:
-                try:
-                    _run(home, options, listener)
-                except WherryError as error:  # told before a waiting client's connection is cut
-                    return _complain(error)
+            with _inherited() if options.inherited else _listen(paths) as listener:
+                return _serve_or_say(home, options, listener)
     except WherryError as error:
         return _complain(error)
     return 0
+
+
+def _listen(paths: MachinePaths) -> socket.socket:
+    private_directory(paths.root)
+    private_directory(paths.sockets)  # of a long path it is in /tmp, which a reboot empties
+    return listen_unix(paths.api_socket)
 
 
 def _share_memory_between_threads() -> None:
@@ -72,15 +78,23 @@ def _share_memory_between_threads() -> None:
             mallopt(_M_ARENA_MAX, 1)
 
 
-def _serve_activated(home: Home, options: argparse.Namespace, listener: socket.socket) -> int:
-    """Whoever holds the listener does not read the log: clients are told what is wrong."""
-    with listener:
-        try:
-            _run(home, options, listener, activated=True)
-        except WherryError as error:
-            turn_away(listener, error)
-            return _complain(error)
+def _serve_or_say(
+    home: Home, options: argparse.Namespace, listener: socket.socket, *, activated: bool = False
+) -> int:
+    """Who waits is told what is wrong: nobody reads the log, and a full disk does not take it."""
+    try:
+        _run(home, options, listener, activated=activated)
+    except OSError as error:
+        return _refuse(listener, disk_error(error), activated)
+    except WherryError as error:
+        return _refuse(listener, error, activated)
     return 0
+
+
+def _refuse(listener: socket.socket, error: WherryError, activated: bool) -> int:
+    code = _complain(error)
+    turn_away(listener, error, others=activated)
+    return code
 
 
 def _run(
@@ -95,7 +109,12 @@ def _run(
         options.machine,
         load_settings(home.settings_file),
         listener,
-        Start(options.spawned_ns, service=options.service, activated=activated),
+        Start(
+            options.spawned_ns,
+            service=options.service,
+            activated=activated,
+            reading=options.reading,
+        ),
     )
 
 
@@ -109,7 +128,8 @@ def _have_stderr(paths: MachinePaths) -> None:
 
 def _complain(error: WherryError) -> int:
     """To the log, whose last line a client shows; the exit code."""
-    print(f"{error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the disk may be full
+        print(f"{error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr, flush=True)
     return error.exit_code
 
 

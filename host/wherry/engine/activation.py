@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping
 
+from wherry.connection import NO_ENGINE
 from wherry.errors import EngineUnreachable, WherryError
 from wherry.service.rendering import LAUNCHD_SOCKET
 
@@ -28,6 +29,8 @@ _FIRST = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _REQUEST_BYTES = 65536
 _SILENCE_SECONDS = 0.5
+_WAITING_SECONDS = 0.05
+"""A client that has started an engine is there before it, and its request at once."""
 _TURN_AWAY_SECONDS = 5.0
 """Docker's client asks two or three times, each on a connection of its own when it must."""
 
@@ -69,18 +72,22 @@ def from_launchd(activate: Activate) -> socket.socket | None:
     return _listener(descriptors[0])
 
 
-def turn_away(listener: socket.socket, error: WherryError) -> None:
-    """Answer the connections that wait, and those that follow at once, with `error`.
+def turn_away(listener: socket.socket, error: WherryError, *, others: bool = True) -> None:
+    """Answer the connections that wait with `error`.
 
-    Whoever holds the listener would start the next engine for them, and so on for ever.
+    Args:
+        others: also those that follow at once. Whoever holds the listener would start the next
+            engine for them, and so on for ever.
     """
-    body = json.dumps({"message": f"the engine cannot start: {error}", "hint": error.hint}).encode()
+    message = f"the engine cannot start: {error}"
+    body = json.dumps({"message": message, "hint": error.hint}).encode()
     head = (
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        f"{NO_ENGINE}: it cannot start\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     ).encode()
     until = time.monotonic() + _TURN_AWAY_SECONDS
-    listener.settimeout(_SILENCE_SECONDS)
+    listener.settimeout(_SILENCE_SECONDS if others else _WAITING_SECONDS)
     with contextlib.suppress(TimeoutError):
         while time.monotonic() < until:
             connection, _ = listener.accept()

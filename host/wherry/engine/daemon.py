@@ -23,7 +23,7 @@ from wherry.api.server import serve
 from wherry.engine.doorstep import Doorstep
 from wherry.engine.engine import Engine
 from wherry.machine import Machine
-from wherry.osutil import lock_file, private_directory
+from wherry.osutil import identify, is_alive, lock_file, private_directory
 from wherry.osutil.pulse import BEAT_SECONDS, Pulse
 from wherry.paths import Home
 from wherry.settings import Settings
@@ -47,11 +47,13 @@ class Start:
         spawned_ns: when a client did, since the epoch.
         service: the session's manager did: the machine is started for containers that want to run.
         activated: and that one holds the listener.
+        reading: the pid of a client for whom this engine only reads, since nothing can be written.
     """
 
     spawned_ns: int | None = None
     service: bool = False
     activated: bool = False
+    reading: int | None = None
 
 
 def run(
@@ -72,6 +74,9 @@ def run(
         WherryError: the state or a running machine cannot be taken over.
     """
     paths = home.machine(machine)
+    if start.reading is not None:
+        asyncio.run(_serve(home, machine, settings, listener, _Client(start.reading), start))
+        return
     private_directory(paths.root)
     with lock_file(paths.engine_lock, timeout=LOCK_SECONDS):
         log.info("engine of machine %s, process %d", machine, os.getpid())
@@ -88,7 +93,7 @@ async def _serve(
     name: str,
     settings: Settings,
     listener: socket.socket | Path,
-    pulse: Pulse,
+    pulse: Pulse | _Client,
     start: Start,
 ) -> None:
     stop, ended = asyncio.Event(), asyncio.Event()
@@ -99,7 +104,8 @@ async def _serve(
 
     _on_signals(end)
     paths = home.machine(name)
-    door = Doorstep(None if paths.pipe is not None else paths.api_socket)
+    hidden = paths.pipe is not None or start.reading is not None
+    door = Doorstep(None if hidden else paths.api_socket)
     beating = asyncio.ensure_future(_beat(pulse, door, end))  # also while a machine is taken over
     try:
         while not ended.is_set():
@@ -122,7 +128,8 @@ async def _serve_once(
     """One engine, until `stop` is set: for good (`end`), or for the next engine to begin with what
     lies on disk then."""
     machine = Machine(name, home, settings)
-    engine = await Engine.open(home, name, settings, machine=machine)
+    only_reads = start.reading is not None
+    engine = await Engine.open(home, name, settings, machine=machine, only_reads=only_reads)
     engine.on_exit_request = end
     engine.on_reopen_request = stop.set
     engine.presence.activated = start.activated
@@ -137,16 +144,33 @@ async def _serve_once(
         await engine.aclose()
 
 
-async def _beat(pulse: Pulse, door: Doorstep, end: Callable[[], None]) -> None:
+class _Client:
+    """In place of a heartbeat where none can be written: a client that waits for this engine."""
+
+    def __init__(self, pid: int) -> None:
+        self._identity = identify(pid)
+
+    def beat(self) -> None:
+        """Raises ProcessLookupError when it is gone."""
+        if self._identity is None or not is_alive(self._identity):
+            raise ProcessLookupError("the client that this engine reads for is gone")
+
+
+async def _beat(pulse: Pulse | _Client, door: Doorstep, end: Callable[[], None]) -> None:
     """On the loop, so that it tells whether the loop turns."""
+    said = ""
     while True:
         if door.lost():
             log.warning("clients do not find this engine: its socket is gone, so it ends")
             end()
         try:
             pulse.beat()
+        except ProcessLookupError:
+            end()
         except OSError as error:
-            log.warning("there is no heartbeat: %s", error)
+            if said != str(error):
+                said = str(error)
+                log.warning("there is no heartbeat: %s", error)
         await asyncio.sleep(BEAT_SECONDS)
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from wherry.build.bootstrap import Sources
@@ -48,9 +49,11 @@ from wherry.engine.volumes import Volumes, VolumeTable
 from wherry.errors import LinkError, StorageError
 from wherry.images.store import ImageStore
 from wherry.machine import Machine, MachineState, machine_names
+from wherry.machine.record import read_record
 from wherry.machine.rewinding import finish_rewind
 from wherry.machine.timeline import read_starts
-from wherry.osutil import private_directory
+from wherry.osutil import is_alive, private_directory
+from wherry.osutil.reserve import Reserve
 from wherry.paths import Home
 from wherry.settings import Settings
 
@@ -64,6 +67,8 @@ _BOOT = "boot"
 
 _EVENTS_PATIENCE = 10.0
 """Seconds that what the agent has told may take to be heard."""
+
+_RESERVE_SECONDS = 60.0
 
 _AGAIN_SECONDS = 2.0
 """Until a change that could not be stored is tried again."""
@@ -160,6 +165,7 @@ class Engine:
         *,
         machine: MachinePort | None = None,
         store: StorePort | None = None,
+        only_reads: bool = False,
     ) -> Engine:
         """Open the state, take over a machine that runs, and agree with it.
 
@@ -167,14 +173,18 @@ class Engine:
 
         Args:
             machine, store: instead of the ones that `home` and `settings` give.
+            only_reads: nothing can be written: a machine that runs is left alone.
 
         Raises:
             StorageError: the state cannot be opened.
             MachineError: a machine runs and cannot be taken over.
         """
         paths = home.machine(machine_name)
-        private_directory(paths.root)
-        await asyncio.to_thread(finish_rewind, paths)
+        if not only_reads:
+            private_directory(paths.root)
+            await asyncio.to_thread(finish_rewind, paths)
+        for directory in (home.root, paths.root):
+            await asyncio.to_thread(Reserve(directory).fill)
         state = State.open(paths.state_db)
         machine = machine or Machine(machine_name, home, settings)
         engine = cls(
@@ -186,7 +196,10 @@ class Engine:
             settings,
         )
         try:
-            await engine._adopt()
+            if only_reads:
+                engine._look()
+            else:
+                await engine._adopt()
         except BaseException:
             await engine.aclose()
             raise
@@ -260,13 +273,14 @@ class Engine:
         """Ask the process to end."""
         self.on_exit_request()
 
+    def _look(self) -> None:
+        """Instead of taking a machine over: what runs in one that is off has ended."""
+        record = read_record(self._home.machine(self.machine_name).qemu_record)
+        if record is None or not is_alive(record.identity):
+            self._machine_gone(GONE_WHILE_AWAY)
+
     async def _adopt(self) -> None:
-        known = {entry.container.id for entry in self._registry}
-        await asyncio.to_thread(leases.release_others, self._store, self.machine_name, known)
-        containers = [entry.container for entry in self._registry]
-        await asyncio.to_thread(leases.hold_missing, self._store, self.machine_name, containers)
-        await asyncio.to_thread(leases.release_gone, self._store, machine_names(self._home))
-        await asyncio.to_thread(self.machine_snapshots.settle)
+        await asyncio.to_thread(self._settle_leases)
         self.machine.on_link(self._link_changed)
         self.machine.on_state(self._state_changed)
         self.machine.on_pause(self._pause_changed)
@@ -275,12 +289,26 @@ class Engine:
             if link is not self._known_link:
                 self._link_changed(link)
             await asyncio.gather(*self._tasks)
-        elif not self.machine.suspended:
-            adopt.machine_gone(self._registry, self.execs, GONE_WHILE_AWAY)
-        elif any(self._registry.running()):
+        elif self.machine.paused is None and not self.machine.suspended:
+            self._machine_gone(GONE_WHILE_AWAY)
+        elif self.machine.suspended and any(self._registry.running()):
             self._spawn(self.presence.go_on())
+        self._spawn(_keep_reserves(self._home.root, self._home.machine(self.machine_name).root))
         GuestClock(self.machine, self._spawn).start()
         self._spawn(self.idle.watch())
+
+    def _settle_leases(self) -> None:
+        """What is held for this machine's containers is what they need. Reads and writes the store:
+        call it in a thread. The next engine does what a full disk refuses."""
+        containers = [entry.container for entry in self._registry]
+        known = {container.id for container in containers}
+        try:
+            leases.release_others(self._store, self.machine_name, known)
+            leases.hold_missing(self._store, self.machine_name, containers)
+            leases.release_gone(self._store, machine_names(self._home))
+            self.machine_snapshots.settle()
+        except StorageError as error:
+            log.warning("images are held as they were: %s", error)
 
     def _link_changed(self, link: LinkPort) -> None:
         """The machine was reached, for the first time or again."""
@@ -296,19 +324,23 @@ class Engine:
                 adopt.machine_gone(self._registry, self.execs, GONE)
         elif state in (MachineState.STOPPED, MachineState.FAILED):
             self._known_link = None
-            try:
-                adopt.machine_gone(self._registry, self.execs, GONE)
-            except StorageError as error:
-                log.error("what ran in the machine cannot be noted as ended yet: %s", error)
-                self._spawn(self._note_end_of_machine())
+            self._machine_gone(GONE)
 
-    async def _note_end_of_machine(self) -> None:
+    def _machine_gone(self, reason: str) -> None:
+        try:
+            with self._state.pretending():
+                adopt.machine_gone(self._registry, self.execs, reason)
+        except StorageError as error:
+            log.error("what ran in the machine cannot be noted as ended yet: %s", error)
+            self._spawn(self._note_end_of_machine(reason))
+
+    async def _note_end_of_machine(self, reason: str) -> None:
         """Once the disk has room again; a machine that is back has told what runs in it."""
         while self._known_link is None:
             await asyncio.sleep(_AGAIN_SECONDS)
             try:
                 if self._known_link is None:
-                    adopt.machine_gone(self._registry, self.execs, GONE)
+                    adopt.machine_gone(self._registry, self.execs, reason)
                 return
             except StorageError as error:
                 log.debug("still not: %s", error)
@@ -392,6 +424,14 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task failed", exc_info=error)
+
+
+async def _keep_reserves(*directories: Path) -> None:
+    """A reserve that was needed is made again when there is room."""
+    while True:
+        await asyncio.sleep(_RESERVE_SECONDS)
+        for directory in directories:
+            await asyncio.to_thread(Reserve(directory).fill)
 
 
 def _emulator_source(home: Home, settings: Settings, architecture: str) -> EmulatorSource:

@@ -47,10 +47,10 @@ class Guest:
 
     def need_link(self) -> LinkPort:
         """The link of a machine that runs, and is not paused. Raises MachineError."""
+        self.need_moving()
         link = self.link
         if link is None:
             raise MachineError("the machine is not running", hint="start it: wherry machine start")
-        self.need_moving()
         return link
 
     def need_moving(self) -> None:

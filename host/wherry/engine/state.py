@@ -11,6 +11,7 @@ released. A newer engine's file is refused.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,10 @@ from typing import Any
 
 from wherry.engine.model import Container, Event, Exec, IdRange, MountPoint, Status, Volume
 from wherry.errors import StorageError
-from wherry.osutil.databases import database_hint
+from wherry.osutil.databases import database_hint, open_or_copy
+from wherry.osutil.reserve import Reserve
+
+log = logging.getLogger(__name__)
 
 KEEP_EVENTS = 10_000
 """Events kept; Docker's engine keeps its last 256, in memory."""
@@ -91,11 +95,17 @@ _EXEC_FIELDS = (
 
 
 class Transaction:
-    """The changes of one commit. Only usable inside `State.transaction`."""
+    """The changes of one commit. Only usable inside `State.transaction`.
+
+    Attributes:
+        events: how many are stored with it.
+        frees: something is deleted: on a full disk it may take of the reserve.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.events = 0
+        self.frees = False
 
     def add_container(self, container: Container) -> None:
         _insert(self._connection, "containers", _container_row(container))
@@ -107,6 +117,7 @@ class Transaction:
 
     def delete_container(self, container_id: str) -> None:
         """Forget it and its execs, and note that the guest must remove what it has of it."""
+        self.frees = True
         self._connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
         self._connection.execute("INSERT OR IGNORE INTO removals VALUES (?)", (container_id,))
 
@@ -119,6 +130,7 @@ class Transaction:
 
     def delete_volume(self, volume: Volume) -> None:
         """Forget it, and note that the guest must remove its directory."""
+        self.frees = True
         self._connection.execute("DELETE FROM volumes WHERE name = ?", (volume.name,))
         self._connection.execute(
             "INSERT OR IGNORE INTO volume_removals VALUES (?)", (volume.directory,)
@@ -148,12 +160,23 @@ class Transaction:
 
 
 class State:
-    """An open state.db. `on_events` is called after each commit that stored events."""
+    """An open state.db. `on_events` is called after each commit that stored events.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    Where the disk takes nothing it is a copy in memory, to read; each change tries again first.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, refused: sqlite3.Error | None
+    ) -> None:
+        self._path = path
         self._connection = connection
+        self._refused = refused
+        self._pretends = False
+        self._reserve = Reserve(path.parent)
         self._since_prune = 0
         self.on_events: Callable[[], None] = lambda: None
+        if refused is not None:
+            log.warning("%s can only be read: %s", path, refused)
 
     @classmethod
     def open(cls, path: Path) -> State:
@@ -163,16 +186,10 @@ class State:
             StorageError: it is not such a file, or a newer Wherry's.
         """
         try:
-            connection = sqlite3.connect(path, isolation_level=None)
-            try:
-                _configure(connection)
-                migrate(connection, _MIGRATIONS)
-            except BaseException:
-                connection.close()
-                raise
+            return cls(path, *open_or_copy(path, lambda: _connect(path), _migrated))
         except sqlite3.Error as error:
-            raise StorageError(f"cannot open {path}: {error}", hint=database_hint(error)) from error
-        return cls(connection)
+            hint = database_hint(error, path)
+            raise StorageError(f"cannot open {path}: {error}", hint=hint) from error
 
     def close(self) -> None:
         self._connection.close()
@@ -191,12 +208,15 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Commit what the block changed, all or nothing. Raises StorageError."""
-        transaction = Transaction(self._connection)
         try:
+            self._have_writable()
+            transaction = Transaction(self._connection)
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield transaction
                 self._prune_events(transaction.events)
+                if transaction.frees:
+                    self._reserve.release_when_full()
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -204,7 +224,7 @@ class State:
                 raise
         except sqlite3.Error as error:
             raise StorageError(
-                f"cannot write the machine's state: {error}", hint=database_hint(error)
+                f"cannot write the machine's state: {error}", hint=database_hint(error, self._path)
             ) from error
         if transaction.events:
             self.on_events()
@@ -253,6 +273,28 @@ class State:
             for seq, time_ns, kind, action, actor, attributes in rows
         ]
 
+    @contextmanager
+    def pretending(self) -> Iterator[None]:
+        """Meanwhile a copy takes changes, so that what is read is true; they are lost. For what the
+        next engine finds out again by itself. Without a copy it is as always."""
+        self._pretends = self._refused is not None
+        try:
+            if self._pretends:
+                self._connection.execute("PRAGMA query_only = OFF")
+            yield
+        finally:
+            if self._pretends:
+                self._connection.execute("PRAGMA query_only = ON")
+            self._pretends = False
+
+    def _have_writable(self) -> None:
+        """Nobody else writes it: what the copy has is what it has. Raises sqlite3.Error."""
+        if self._refused is not None and not self._pretends:
+            connection = _connect(self._path)
+            self._connection.close()
+            self._connection, self._refused = connection, None
+            log.info("%s can be written again", self._path)
+
     def _prune_events(self, added: int) -> None:
         """In the transaction that added them: a failure here must not look like a failed change."""
         self._since_prune += added
@@ -279,6 +321,22 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None
         connection.executescript(
             f"BEGIN IMMEDIATE;\n{migrations[number]}\nPRAGMA user_version = {number + 1};\nCOMMIT;"
         )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.Error, and as `migrate`."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        _configure(connection)
+        _migrated(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrated(connection: sqlite3.Connection) -> None:
+    migrate(connection, _MIGRATIONS)
 
 
 def _configure(connection: sqlite3.Connection) -> None:

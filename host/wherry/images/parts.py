@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from wherry.errors import StorageError
 from wherry.images.finding import Finder
@@ -19,6 +21,10 @@ from wherry.images.pull import ImageLimits
 from wherry.images.reference import parse_reference
 from wherry.images.store_db import LayerRow, StoreDb
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_HINT = "free some space, or set WHERRY_HOME to a directory on another disk"
 
 
@@ -57,9 +63,49 @@ class Parts:
             return self.layout.remove(name)
 
         gone = self.db.collect(remove)
-        self.db.export(self._export)
+        try:
+            self.db.export(self._export)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            log.warning("index.json is as it was, until there is room: %s", error)
         layers = (it.removeprefix(EROFS_OBJECT) for it in gone if it.startswith(EROFS_OBJECT))
         return Settled(tuple(layers), freed)
+
+    def noting_removal(self, image_id: str, note: Callable[[], T]) -> T:
+        """Do `note`, which stores that an image goes; on a disk that has no room even for that, the
+        files go first that only this image has, and that can be made again should it stay.
+
+        Raises:
+            StorageError: as from `note`; there was nothing to remove, or it was not enough.
+        """
+        try:
+            return note()
+        except StorageError:
+            if not self._give_up_layers(image_id):
+                raise
+            return note()
+
+    def _give_up_layers(self, image_id: str) -> bool:
+        """Remove its EROFS files, where nobody else has them and their blobs are there."""
+        alone = {
+            str(row[0])
+            for row in self.db.rows(
+                "SELECT object FROM image_objects WHERE image_id = ? AND object NOT IN "
+                "(SELECT object FROM image_objects WHERE image_id != ?) "
+                "AND object NOT IN (SELECT object FROM leases)",
+                image_id,
+                image_id,
+            )
+        }
+        found = [
+            layer.diff_id
+            for layer in self.db.layers_of(image_id)
+            if EROFS_OBJECT + layer.diff_id in alone
+            and self.layers.stored_bytes(layer.diff_id)
+            and self.layout.has(layer.blob, layer.blob_size)
+        ]
+        return sum(self.layers.remove(diff_id) for diff_id in found) > 0
 
     def on_disk(self) -> Iterator[str]:
         """The objects that there are files of, wanted or not."""
@@ -106,7 +152,7 @@ def disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in _FULL
         raise StorageError(
             f"the image store cannot be written{place}: {error.strerror or error}",
             hint=_FULL_HINT if full else None,

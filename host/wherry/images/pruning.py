@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from wherry.images.image import Image
 from wherry.images.names import Removal
@@ -36,16 +37,17 @@ def prune_images(
         wanted: which of them may go.
         tagged: those with tags too.
     """
+    parts.ingest.sweep()  # nothing is noted about these: room for what is
+    parts.ingest.sweep_digests()
     removals: list[Removal] = []
     for image in images:
         if (image.tags and not tagged) or not wanted(image):
             continue
-        if parts.db.remove_unused(image.id, with_tags=tagged):
+        forget = partial(parts.db.remove_unused, image.id, with_tags=tagged)
+        if parts.noting_removal(image.id, forget):
             removals += [Removal(untagged=name) for name in (*image.tags, *image.digests)]
             removals.append(Removal(deleted=image.id))
     _adopt_orphans(parts)
-    parts.ingest.sweep()
-    parts.ingest.sweep_digests()
     settled = parts.settle()
     removals += [Removal(deleted=layer) for layer in settled.layers]
     return Pruned(tuple(removals), settled.bytes)
@@ -57,7 +59,7 @@ def prune_blobs(parts: Parts) -> Pruned:
     removals = []
     freed = 0
     for blob in list(droppable(parts)):
-        with parts.db.write() as connection:
+        with parts.db.write(frees=True) as connection:
             if connection.execute(_KEEPS_BLOBS, (blob,)).fetchone():
                 continue
             size = parts.layout.stored_bytes(blob)
@@ -72,7 +74,7 @@ def prune_blobs(parts: Parts) -> Pruned:
 def _adopt_orphans(parts: Parts) -> None:
     """Files that neither an image nor a lease names, such as of a lost database or of layers in a
     format that is no longer written, become garbage. Who makes a file takes its lease first."""
-    with parts.db.write() as connection:
+    with parts.db.write(frees=True) as connection:
         connection.execute("CREATE TEMP TABLE IF NOT EXISTS on_disk (object TEXT PRIMARY KEY)")
         connection.execute("DELETE FROM on_disk")
         connection.executemany(

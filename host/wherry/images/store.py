@@ -6,6 +6,7 @@ config; a tag names one image; removing a name untags, removing the last name re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,8 @@ from wherry.paths import Home
 from wherry.settings import Settings
 
 __all__ = ["Image", "ImageStore"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[PullEvent], None]
 
@@ -111,9 +114,7 @@ class ImageStore:
                 self._layers,
                 self._finder,
             )
-            rebuild_if_lost(self._parts)
-            self._parts.settle()
-            self._ingest.sweep_partials(KEEP_SECONDS)
+        self._tidy()
         refetcher = Refetcher(self._parts, self._registries)
         self.archives = Archives(self._parts, refetcher)
         self.upkeep = Upkeep(self._parts, refetcher, self.layer_files)
@@ -321,7 +322,7 @@ class ImageStore:
                 [(name.name, name.digest) for name in going if name.digest is not None],
             )
         else:
-            self._db.remove_image(image_id)
+            self._parts.noting_removal(image_id, lambda: self._db.remove_image(image_id))
             removals.append(Removal(deleted=image_id))
         with disk_errors():
             removals += [Removal(deleted=layer) for layer in self._parts.settle().layers]
@@ -372,6 +373,16 @@ class ImageStore:
         return self._db.lease_holders()
 
     # Inside.
+
+    def _tidy(self) -> None:
+        """What an earlier process left to do. A disk that takes nothing can still be read."""
+        try:
+            with disk_errors():
+                rebuild_if_lost(self._parts)
+                self._parts.settle()
+                self._ingest.sweep_partials(KEEP_SECONDS)
+        except StorageError as error:
+            log.warning("the image store stays as it is for now: %s", error)
 
     def _source(
         self, client: RegistryClient, reference: Reference, reporter: Reporter

@@ -11,6 +11,7 @@ Journal mode WAL, synchronous FULL: what was committed survives a power failure.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -21,9 +22,12 @@ from pathlib import Path
 from wherry.errors import StorageError
 from wherry.images.convert import ConvertedLayer
 from wherry.images.store_schema import MIGRATIONS, ImageRow, LayerRow, TagChange
-from wherry.osutil.databases import database_hint
+from wherry.osutil.databases import database_hint, open_or_copy
+from wherry.osutil.reserve import Reserve
 
 __all__ = ["ImageRow", "LayerRow", "StoreDb", "TagChange"]
+
+log = logging.getLogger(__name__)
 
 _BUSY_SECONDS = 60.0
 _OBJECTS_PER_COLLECTION = 2000
@@ -39,21 +43,13 @@ class StoreDb:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._reserve = Reserve(path.parent)
         try:
-            self._connection = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=FULL",
-                "foreign_keys=ON",
-                "fullfsync=ON",
-                "checkpoint_fullfsync=ON",
-            ):
-                self._connection.execute(f"PRAGMA {pragma}").fetchall()
-            self._migrate()
+            self._connection, self._refused = open_or_copy(path, self._connect, self._migrate)
         except sqlite3.Error as error:
             raise self._failure(error) from error
+        if self._refused is not None:
+            log.warning("%s can only be read: %s", path, self._refused)
 
     def rebuild_pending(self) -> bool:
         """Whether the database is new, and nobody has looked for what an older one knew."""
@@ -68,18 +64,19 @@ class StoreDb:
             self._connection.close()
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction, the only one in all processes; rolled back on an exception."""
+    def write(self, *, frees: bool = False) -> Iterator[sqlite3.Connection]:
+        """A write transaction, the only one in all processes; rolled back on an exception.
+
+        Args:
+            frees: something is removed by it: on a full disk it may take of the reserve.
+        """
         with self._lock:
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:  # a full disk has rolled it back already
-                        self._connection.execute("ROLLBACK")
-                    raise
+                self._have_writable()
+                with _transaction(self._connection) as connection:
+                    yield connection
+                    if frees:
+                        self._reserve.release_when_full()
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
@@ -231,7 +228,7 @@ class StoreDb:
             _point(connection, name, image_id, digest or _digest_under(connection, name, image_id))
 
     def remove_names(self, tags: Iterable[str], digests: Iterable[tuple[str, str]]) -> None:
-        with self.write() as connection:
+        with self.write(frees=True) as connection:
             _changed(connection)
             for name in tags:
                 _point(connection, name, None)
@@ -241,13 +238,13 @@ class StoreDb:
 
     def remove_image(self, image_id: str) -> None:
         """Forget an image and its names; its objects become candidates for collection."""
-        with self.write() as connection:
+        with self.write(frees=True) as connection:
             _forget_image(connection, image_id)
 
     def remove_unused(self, image_id: str, *, with_tags: bool) -> bool:
         """Forget an image that nobody uses: no lease but those of pulls, and without `with_tags` no
         tag. False when it is used."""
-        with self.write() as connection:
+        with self.write(frees=True) as connection:
             used = connection.execute(
                 "SELECT 1 FROM leases WHERE object = ? AND holder NOT LIKE 'pull:%' "
                 "UNION ALL SELECT 1 FROM tags WHERE image_id = ? AND NOT ?",
@@ -307,7 +304,7 @@ class StoreDb:
             )
 
     def release(self, holder: str) -> None:
-        with self.write() as connection:
+        with self.write(frees=True) as connection:
             _drop_leases(connection, "holder = ?", holder)
 
     def lease_holders(self) -> list[str]:
@@ -324,7 +321,7 @@ class StoreDb:
             time.time_ns(),
         ):
             return []
-        with self.write() as connection:
+        with self.write(frees=True) as connection:
             _drop_leases(connection, "expires_ns < ?", time.time_ns())
             connection.execute(
                 "DELETE FROM garbage WHERE object IN (SELECT object FROM image_objects) "
@@ -354,15 +351,42 @@ class StoreDb:
     def _export_is_stale(self) -> bool:
         return bool(self.rows(f"SELECT 1 FROM exported WHERE seq != ({_LAST_CHANGE})"))
 
-    def _migrate(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+    def _have_writable(self) -> None:
+        """Raises sqlite3.Error."""
+        if self._refused is not None:
+            connection = self._connect()
+            self._connection.close()
+            self._connection, self._refused = connection, None
+            log.info("%s can be written again", self._path)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "fullfsync=ON",
+                "checkpoint_fullfsync=ON",
+            ):
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(MIGRATIONS):
             raise StorageError(
                 f"{self._path} was written by a newer Wherry (schema {version})",
                 hint="upgrade Wherry, or set WHERRY_HOME to another directory",
             )
         while version < len(MIGRATIONS):
-            with self.write() as connection:
+            with _transaction(connection):
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version < len(MIGRATIONS):
                     for statement in MIGRATIONS[version].split(";"):
@@ -377,8 +401,22 @@ class StoreDb:
         hint = "move it away: what it knew is read again from index.json and the blobs"
         return StorageError(
             f"{self._path}: {error}",
-            hint=hint if damaged else database_hint(error) or "is the disk full or not writable?",
+            hint=hint
+            if damaged
+            else database_hint(error, self._path) or "is the disk full or not writable?",
         )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has rolled it back already
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _forget_image(connection: sqlite3.Connection, image_id: str) -> None:

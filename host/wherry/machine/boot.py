@@ -256,7 +256,12 @@ def _spawn(
         started_ns=time.time_ns(),
         argv=spawned.argv,
     )
-    write_record(paths.qemu_record, record)
+    try:
+        write_record(paths.qemu_record, record)
+    except OSError as error:  # nobody would know of it
+        terminate(record.identity, grace=1.0)
+        reason = f"{paths.qemu_record}: {error.strerror}"
+        raise boot_failed("spawned", reason, qemu_log=paths.qemu_log) from error
     return record, spawned.child
 
 

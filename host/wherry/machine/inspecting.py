@@ -8,6 +8,7 @@ from typing import Any
 from wherry.machine.changing import pending
 from wherry.machine.config import MachineConfig, config_from_json
 from wherry.machine.record import QemuRecord
+from wherry.machine.states import Running
 from wherry.paths import MachinePaths
 
 
@@ -32,8 +33,9 @@ def configuration_facts(
     }
 
 
-def running_facts(record: QemuRecord) -> dict[str, Any]:
-    """About the QEMU that runs. Times in ns since the epoch."""
+def running_facts(running: Running) -> dict[str, Any]:
+    """About the QEMU that runs, and its guest. Times in ns since the epoch."""
+    record = running.vm.record
     return {
         "accel": record.accel,
         "pid": record.identity.pid,
@@ -42,6 +44,9 @@ def running_facts(record: QemuRecord) -> dict[str, Any]:
         "image": record.image_key,
         "qemu": record.argv[0],
         "kernel_file": record.argv[record.argv.index("-kernel") + 1],
+        "agent": running.link.peer.get("agent"),
+        "layers": len(running.layers.attached),
+        "highest_lun": running.layers.highest_lun,
     }
 
 

@@ -23,11 +23,7 @@ from wherry.machine.boot import Progress, RunningQemu
 from wherry.machine.bringup import Bringup, Tools
 from wherry.machine.capturing import save_disk, save_running
 from wherry.machine.changing import Change, Configuration
-from wherry.machine.config import (
-    MachineConfig,
-    prepare_directories,
-    write_config,
-)
+from wherry.machine.config import MachineConfig, prepare_directories, write_config
 from wherry.machine.console import tail_of
 from wherry.machine.ending import cut, powered_off, put_aside
 from wherry.machine.epitaph import end_of_guest
@@ -36,6 +32,7 @@ from wherry.machine.guest import LinkPort
 from wherry.machine.image import upgrade_image
 from wherry.machine.inspecting import configuration_facts, running_facts
 from wherry.machine.layers import LayerDisk, LayerPool
+from wherry.machine.left import LeftPaused
 from wherry.machine.pausing import Pauses
 from wherry.machine.snapshot import Board, abandon, read_suspension
 from wherry.machine.ssh import SshAccess
@@ -98,13 +95,14 @@ class Machine:
             home, self._paths, settings, self._tools.find_qemu, self._tools.choose_accel
         )
         self._held: str | None = None
+        self._left = LeftPaused(self._paths, self._take_over, self._left_is_over)
         self._link_callbacks: list[Callable[[Any], object]] = []
         self._state_callbacks: list[Callable[[MachineState], object]] = []
         self._pause_callbacks: list[Callable[[str | None], object]] = []
 
     @property
     def state(self) -> MachineState:
-        return self._state
+        return MachineState.RUNNING if self._left.reason else self._state
 
     @property
     def link(self) -> LinkPort | None:
@@ -114,7 +112,7 @@ class Machine:
     @property
     def paused(self) -> str | None:
         """Why the guest stands still; None while it runs, and when it is off."""
-        return self._running.pauses.reason if self._running else None
+        return self._running.pauses.reason if self._running else self._left.reason
 
     @property
     def config(self) -> MachineConfig:
@@ -146,9 +144,9 @@ class Machine:
     @asynccontextmanager
     async def held(self, doing: str) -> AsyncIterator[None]:
         """The machine is off and stays off. Args: doing: `is being cloned`. Raises Conflict."""
-        if self._state not in (MachineState.STOPPED, MachineState.FAILED) or self._held:
+        if self.state not in (MachineState.STOPPED, MachineState.FAILED) or self._held:
             raise Conflict(
-                f"machine {self.name!r} {self._held or f'is {self._state.value}'}",
+                f"machine {self.name!r} {self._held or f'is {self.state.value}'}",
                 hint=f"wherry machine stop {self.name}",
             )
         self._held = doing
@@ -173,9 +171,19 @@ class Machine:
         """Take over the VM that an earlier engine left running; to be called once, at first.
 
         Returns:
-            Whether it runs and its agent answers. Whatever does not is ended.
+            Whether it runs and its agent answers. Whatever does not is ended, but for one that
+            waits for room on the host's disk (`paused`): it is taken over when there is some.
         """
         prepare_directories(self._home, self._paths)
+        return await self._left.adopt(self._background)
+
+    def _left_is_over(self) -> None:
+        tell(self._pause_callbacks, None)
+        if self._running is None:
+            self._forget_record()
+            tell(self._state_callbacks, self._state)
+
+    async def _take_over(self) -> bool:
         found = await self._bringup.adopt()
         if found is None:
             self._forget_record()
@@ -206,6 +214,7 @@ class Machine:
         if progress is not None:
             self._progress.append(progress)
         try:
+            await self._left.settle()
             while self._running is None or self._ending is not None:
                 if self._held is not None:
                     raise Conflict(f"machine {self.name!r} {self._held}", hint="try again later")
@@ -244,13 +253,8 @@ class Machine:
         Raises:
             ImageBuildError: it cannot be built.
         """
-        image = await asyncio.to_thread(
-            self._tools.prepare_image,
-            self.config,
-            self._home,
-            self._settings,
-            in_loop(progress),
-        )
+        prepare, report = self._tools.prepare_image, in_loop(progress)
+        image = await asyncio.to_thread(prepare, self.config, self._home, self._settings, report)
         for notice in image.notices:
             self._notice(notice)
         return image
@@ -261,12 +265,9 @@ class Machine:
         Returns:
             {name, old, new} of each package that changed.
         """
+        report = in_loop(progress)
         return await asyncio.to_thread(
-            upgrade_image,
-            self.config,
-            self._home,
-            self._settings,
-            in_loop(progress),
+            upgrade_image, self.config, self._home, self._settings, report
         )
 
     async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
@@ -307,6 +308,7 @@ class Machine:
             grace: seconds for the guest's processes between SIGTERM and SIGKILL.
         """
         await self._break_off_start()
+        await self._left.end()
         if self.suspended:
             await asyncio.to_thread(abandon, self._paths)
             tell(self._state_callbacks, self._state)
@@ -351,6 +353,7 @@ class Machine:
     async def cut_off(self) -> None:
         """End it as a power cut does. Does nothing when it is off."""
         await self._break_off_start()
+        await self._left.end()
         if self._ending is None and self._running is not None:
             self._ending = self._background.spawn(self._cut(self._running), "machine end")
         if self._ending is not None:
@@ -373,7 +376,7 @@ class Machine:
         record = self._running.vm.record if self._running else None
         facts: dict[str, Any] = {
             "name": self.name,
-            "state": self._state.value,
+            "state": self.state.value,
             "reason": self._reason,
             "paused": self.paused,
             "suspended": self.suspended,
@@ -381,13 +384,8 @@ class Machine:
             **configuration_facts(self.config, self._paths, record),
         }
         if self._running is not None:
-            facts |= {
-                **running_facts(self._running.vm.record),
-                "carried_by": self._transports.carried_by,
-                "agent": self._running.link.peer.get("agent"),
-                "layers": len(self._running.layers.attached),
-                "highest_lun": self._running.layers.highest_lun,
-            }
+            facts |= running_facts(self._running)
+            facts["carried_by"] = self._transports.carried_by
         return facts
 
     def console_tail(self, lines: int) -> str:

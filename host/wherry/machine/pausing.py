@@ -26,7 +26,7 @@ DISK_FULL = "the host's disk is full"
 ROOM = 64 << 20
 """Free bytes with which a guest goes on: with less it would stand still again at once."""
 
-_LOOK_SECONDS = 2.0
+LOOK_SECONDS = 2.0
 _HINT = "make room, also with: wherry system prune; it goes on by itself then"
 
 
@@ -36,6 +36,7 @@ class StillPaused(MachineError):
     def __init__(self, reason: str) -> None:
         hint = _HINT if reason == DISK_FULL else "wherry machine start lets it go on"
         super().__init__(f"the machine is paused: {reason}", hint=hint)
+        self.reason = reason
 
 
 class Pauses:
@@ -128,7 +129,7 @@ class Pauses:
                 except MachineError as error:
                     logger.warning("the paused machine does not go on: %s", error)
                 return
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 def has_room(disk: Path) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from wherry.osutil.files import (
     atomic_write,
+    disk_error,
+    disk_hint,
     fsync_directory,
     private_directory,
     replace_file,
@@ -33,6 +35,8 @@ __all__ = [
     "ProcessIdentity",
     "atomic_write",
     "cpu_count",
+    "disk_error",
+    "disk_hint",
     "exit_status",
     "fsync_directory",
     "identify",

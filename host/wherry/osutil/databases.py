@@ -1,11 +1,18 @@
-"""What a person can do about an error of SQLite's: most tell of the disk below the file."""
+"""SQLite on disks that fail: what a person can do, and a database that can only be read."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from wherry.osutil.files import DENIED_HINT, FULL_HINT
+from wherry.osutil.reserve import Reserve, is_full
+from wherry.osutil.walcopy import read_copy
 
 _HINTS = {
-    sqlite3.SQLITE_FULL: "the disk is full: make room on it",
+    sqlite3.SQLITE_FULL: FULL_HINT,
     sqlite3.SQLITE_READONLY: "it cannot be written: wherry doctor checks owner and permissions",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened: wherry doctor checks owner and permissions",
     sqlite3.SQLITE_PERM: "it cannot be used: wherry doctor checks owner and permissions",
@@ -14,8 +21,73 @@ _HINTS = {
 }
 """By primary result code (sqlite.org/rescode.html); an extended one has it in its low byte."""
 
+_CANNOT_WRITE = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_IOERR,
+    }
+)
 
-def database_hint(error: sqlite3.Error) -> str | None:
-    """None where the error is not the disk's."""
+
+def database_hint(error: sqlite3.Error, path: Path | None = None) -> str | None:
+    """None where the error is not the disk's. `path`: of the database; its disk is looked at."""
+    code = _code(error)
+    if path is not None and code in _CANNOT_WRITE:
+        if is_full(path.parent):
+            return FULL_HINT
+        if not os.access(path.parent, os.W_OK):  # false on a read-only file system, also for root
+            return DENIED_HINT
+    return None if code is None else _HINTS.get(code)
+
+
+def cannot_write(error: sqlite3.Error) -> bool:
+    """Whether the database may be sound, and only its disk takes nothing."""
+    return _code(error) in _CANNOT_WRITE
+
+
+def open_or_copy(
+    path: Path,
+    connect: Callable[[], sqlite3.Connection],
+    migrate: Callable[[sqlite3.Connection], None],
+) -> tuple[sqlite3.Connection, sqlite3.Error | None]:
+    """The database; where its disk takes no more with the help of the reserve, else to be read.
+
+    Args:
+        connect: opens and migrates it. migrate: the latter.
+
+    Returns:
+        The connection, and why nothing can be written: then it is a copy in memory that refuses.
+
+    Raises:
+        sqlite3.Error: as from `connect`.
+    """
+    try:
+        return connect(), None
+    except sqlite3.Error as error:
+        if not cannot_write(error):
+            raise
+        refused = error
+    if Reserve(path.parent).release_when_full():
+        try:
+            return connect(), None
+        except sqlite3.Error as error:
+            refused = error
+    try:
+        copy = read_copy(path)
+    except (OSError, sqlite3.Error):
+        raise refused from None
+    try:
+        migrate(copy)
+        copy.execute("PRAGMA query_only = ON")
+    except BaseException:
+        copy.close()
+        raise
+    return copy, refused
+
+
+def _code(error: sqlite3.Error) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)  # errors of the module itself have none
-    return None if code is None else _HINTS.get(code & 0xFF)
+    return None if code is None else int(code) & 0xFF

@@ -18,6 +18,7 @@ _RETRY_SECONDS = 3.0
 ending has open: a moment later it works."""
 
 FULL_HINT = "the disk is full: make room on it, also with: wherry system prune"
+DENIED_HINT = "it cannot be written to: wherry doctor checks owner, permissions and file system"
 
 
 def private_directory(path: Path) -> Path:
@@ -47,7 +48,7 @@ def private_directory(path: Path) -> Path:
 def missing_drive(path: Path) -> str | None:
     """The drive or share of a path of Windows when it is gone; None where it is there."""
     root = Path(path.anchor)
-    return None if not path.drive or root.exists() else path.drive
+    return None if not path.drive or root.exists() else path.drive.removeprefix("\\\\?\\")
 
 
 def disk_hint(error: OSError) -> str | None:
@@ -55,7 +56,7 @@ def disk_hint(error: OSError) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FULL_HINT
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return "it cannot be written to: wherry doctor checks owner, permissions and file system"
+        return DENIED_HINT
     return None
 
 

@@ -31,20 +31,22 @@ class LockHeld(Conflict):
 
 
 @contextmanager
-def lock_file(path: Path, *, timeout: float | None = None) -> Iterator[None]:
+def lock_file(path: Path, *, timeout: float | None = None, look: bool = False) -> Iterator[None]:
     """Hold the lock `path` (made when missing) while the block runs.
 
     Two holders in one process exclude each other too. Blocks the thread while it waits.
 
     Args:
         timeout: seconds to wait for another holder; 0: do not wait; None: as long as it takes.
+        look: only to see who holds it: the file must be there, and is not written to.
 
     Raises:
         LockHeld: it was still held after `timeout`.
         StorageError: the file cannot be made or written to.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        flags = os.O_RDONLY if look else os.O_RDWR | os.O_CREAT
+        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
     except OSError as error:
         message = f"cannot lock {path}: {error.strerror}"
         raise StorageError(message, hint=disk_hint(error)) from error
@@ -59,7 +61,8 @@ def lock_file(path: Path, *, timeout: float | None = None) -> Iterator[None]:
                     hint="wait until it has finished, or end it",
                 )
             time.sleep(_POLL_SECONDS)
-        _sign(descriptor)
+        if not look:
+            _sign(descriptor)
         yield
     finally:
         os.close(descriptor)  # releases the lock on every system

@@ -37,17 +37,21 @@ class Holder:
 
 
 class Pulse:
-    """This process's heartbeat in `file`."""
+    """This process's heartbeat in `file`: none before the first beat."""
 
     def __init__(self, file: Path, version: str) -> None:
         identity = identify(os.getpid())
         assert identity is not None, "we are alive"
         self._file = file
+        self._written = False
         content = asdict(Holder(identity, time.time_ns(), version))
-        atomic_write(file, json.dumps(content).encode() + b"\n")
+        self._content = json.dumps(content).encode() + b"\n"
 
     def beat(self) -> None:
-        """Raises OSError when the file is gone."""
+        """Raises OSError when the file is gone, or cannot be made: it is tried at each beat."""
+        if not self._written:
+            atomic_write(self._file, self._content)
+            self._written = True
         os.utime(self._file)
 
     def end(self) -> None:
