@@ -32,6 +32,16 @@ MODULES: Final = "/etc/wherry/modules"
 """Kernel modules (decompressed), one path per line, in load order."""
 
 CGROUPS: Final = "/sys/fs/cgroup"
+_LOOPS: Final = 8
+_DEVICES: Final = (
+    # path, type and mode, major, minor (Documentation/admin-guide/devices.txt)
+    ("/dev/net/tun", 0o20666, 10, 200),
+    ("/dev/loop-control", 0o20600, 10, 237),
+    *((f"/dev/loop{number}", 0o60660, 7, number) for number in range(_LOOPS)),
+)
+"""Nodes of drivers that the kernel loads when somebody opens them: udev makes such too. Without
+them nobody could, and a container's /dev has what is there when it starts."""
+
 INIT_MEMORY: Final = 32 << 20
 AGENT_MEMORY: Final = 64 << 20
 """Bytes that the kernel does not reclaim from PID 1 and from the agent (memory.min)."""
@@ -253,12 +263,24 @@ def load_modules(kernel: Kernel, listing: str = MODULES) -> None:
             kernel.close(fd)
 
 
+def make_devices(kernel: Kernel) -> None:
+    """Nodes of drivers that are not loaded yet."""
+    _make_directory(kernel, "/dev/net")
+    os.umask(0)
+    for path, mode, major, minor in _DEVICES:
+        try:
+            kernel.mknod(path, mode, major, minor)
+        except FileExistsError:
+            continue  # the driver is built into this kernel
+
+
 def _fork_module_loader(kernel: Kernel) -> int:
     pid = os_fork()
     if pid:
         return pid
     code = 1
     try:
+        make_devices(kernel)
         load_modules(kernel)
         code = 0
     except BaseException as error:  # noqa: BLE001 - the forked child ends here

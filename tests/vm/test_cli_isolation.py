@@ -120,6 +120,15 @@ def test_privileged_containers_have_the_machines_devices(wherry: Wherry) -> None
     assert output == "yes\nptmx"
 
 
+def test_drivers_are_loaded_when_their_devices_are_opened(wherry: Wherry) -> None:
+    make = "head -c 1048576 /dev/zero >/disk && mke2fs -F /disk >&2"
+    script = f"{make} && mount -o loop /disk /tmp && ls /tmp && umount /tmp"
+    assert wherry.out("run", "--rm", "--privileged", BUSYBOX, "sh", "-c", script) == "lost+found"
+    flags = ["--device", "/dev/net/tun", "--cap-add", "NET_ADMIN", "-u", "0"]
+    script = "tunctl -t mine && ip link show mine | head -1"
+    assert "mine: " in wherry.out("run", "--rm", *flags, BUSYBOX, "sh", "-c", script)
+
+
 def test_the_id_is_written_to_a_new_file(wherry: Wherry, tmp_path: Path) -> None:
     file = tmp_path / "id"
     wherry.out("run", "--rm", "--cidfile", str(file), BUSYBOX, "true")
