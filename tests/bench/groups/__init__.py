@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import boot, commands, core, image, images, layers, links, machine, pull, store, streams
+from . import (
+    arm64,
+    boot,
+    commands,
+    core,
+    image,
+    images,
+    layers,
+    links,
+    machine,
+    pull,
+    store,
+    streams,
+)
 
 GROUPS: dict[str, ModuleType] = {
     "image": image,
     "boot": boot,
     "machine": machine,
+    "arm64": arm64,
     "layers": layers,
     "links": links,
     "pull": pull,
