@@ -3,15 +3,19 @@ containers of both, and stops. Software emulation throughout."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import tarfile
 from collections.abc import Iterator
+from errno import EBADF, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from pathlib import Path
 
 import pytest
 from harness import Terminal, Wherry
 from needs import require
+from syscall_program import syscall_program
 from waiting import eventually
 
 from wherry.machine.accel import host_arch
@@ -24,6 +28,7 @@ pytestmark = [
 
 NAME = "arm"
 BUSYBOX = "localhost/busybox"
+AF_VSOCK = 40
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,39 @@ def test_the_default_profile_and_a_native_init_hold_there(arm: Wherry) -> None:
     script = "grep Seccomp: /proc/self/status; cat /proc/1/comm; unshare -m true || echo refused"
     words = arm.out("run", "--rm", "--init", BUSYBOX, "sh", "-c", script).split()
     assert words == ["Seccomp:", "2", "wherry-init", "refused"]
+
+
+CLONE_NEWUSER, CLONE_FS = 0x10000000, 0x200
+PROBES = {
+    # arguments are bad throughout; a call of arm64, by default, without a filter
+    "mount": ((0, 0, 0, 0, 0), EPERM, EFAULT),
+    "keyctl": ((9999,), EPERM, EOPNOTSUPP),
+    "bpf": ((9999, 0, 0), EPERM, EINVAL),
+    "clone3": ((0, 0), ENOSYS, EINVAL),
+    "clone": ((CLONE_NEWUSER | CLONE_FS, 0, 0, 0, 0), EPERM, EINVAL),
+    "personality": ((0x40000,), EPERM, 0),
+    "socket": ((AF_VSOCK, 9999, 0), EPERM, EINVAL),
+    "io_uring_setup": ((0, 0), EPERM, EFAULT),
+    "close": ((999,), EBADF, EBADF),
+    "getpid": ((), 0, 0),
+}
+
+
+def test_seccomps_table_is_arm64s(arm: Wherry) -> None:
+    """Each call by its own number there, with Docker's profile and without one."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as out:
+        for name, (arguments, *_) in PROBES.items():
+            program = syscall_program(name, *arguments, machine="aarch64")
+            info = tarfile.TarInfo(f"bin/probe-{name}")
+            info.size, info.mode = len(program), 0o755
+            out.addfile(info, io.BytesIO(program))
+    script = 'tar -xf - -C /; for p in /bin/probe-*; do $p; echo "${p#*-} $?"; done'
+    for flags, column in (((), 1), (("--security-opt", "seccomp=unconfined"), 2)):
+        command = ["run", "--rm", "-i", *flags, BUSYBOX, "sh", "-c", script]
+        rows = (line.split() for line in arm.out(*command, input=tar.getvalue()).splitlines())
+        found = {name: int(code) for name, code in rows}
+        assert found == {name: wanted[column] for name, wanted in PROBES.items()}
 
 
 def test_input_exec_terminal_logs_and_stop(arm: Wherry) -> None:
