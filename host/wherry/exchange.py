@@ -12,7 +12,7 @@ import h11
 
 from wherry import __version__
 from wherry.connection import Connection
-from wherry.hung import Guard
+from wherry.hung import Guard, Guarded
 
 READ_SIZE = 256 * 1024
 
@@ -106,7 +106,8 @@ class Exchange:
         return False
 
     def detach(self) -> tuple[Connection, bytes]:
-        return self._socket, bytes(self._http.trailing_data[0])
+        """The connection, still guarded, and what came behind the answer's head."""
+        return Guarded(self._socket, self._guard), bytes(self._http.trailing_data[0])
 
     def close(self) -> None:
         self._socket.close()

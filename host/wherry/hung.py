@@ -100,6 +100,28 @@ class Guard:
             return False
 
 
+class Guarded:
+    """A connection whose `recv` does not wait for a hung engine."""
+
+    def __init__(self, connection: Connection, guard: Guard) -> None:
+        self._connection = connection
+        self._guard = guard
+
+    def sendall(self, data: bytes, /) -> None:
+        self._connection.sendall(data)
+
+    def recv(self, limit: int, /) -> bytes:
+        """Raises EngineHung."""
+        self._guard.wait_readable(self._connection)
+        return self._connection.recv(limit)
+
+    def shutdown(self, how: int, /) -> None:
+        self._connection.shutdown(how)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 def end_engine(paths: MachinePaths, machine: str, engine: ProcessIdentity) -> None:
     """Kill it, unless another process just did; return when it holds nothing any more.
 

@@ -19,7 +19,7 @@ import pytest
 from wherry import hung
 from wherry.client import Client
 from wherry.errors import EngineUnreachable
-from wherry.hung import EngineHung, Guard
+from wherry.hung import EngineHung, Guard, Guarded
 from wherry.osutil import identify, is_alive, pulse, terminate
 from wherry.osutil.pulse import Pulse, Watch, read_holder
 from wherry.paths import Home
@@ -133,6 +133,24 @@ def test_an_answer_that_takes_long_is_waited_for_while_the_heart_beats(
         Guard(paths, "m").wait_readable(ours)
         thread.join()
         assert time.monotonic() >= until
+
+
+def test_whoever_listens_to_a_hung_engine_notices_by_itself(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    events = client.stream("GET", "/events")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        attached = Guarded(ours, Guard(client.paths, "m"))
+        theirs.sendall(b"x")
+        assert attached.recv(10) == b"x"
+        pid = stopped_engine(client)
+        with pytest.raises(EngineHung, match="was hung and has been ended"):
+            attached.recv(10)
+    with pytest.raises(EngineUnreachable):
+        next(events)
+    assert identify(pid) is None
 
 
 def test_an_engine_of_a_version_without_a_heartbeat_is_left_alone(tmp_path: Path) -> None:

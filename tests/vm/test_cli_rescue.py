@@ -22,6 +22,7 @@ from wherry.machine.accel import host_arch
 
 pytestmark = pytest.mark.vm
 
+BUSYBOX = "localhost/busybox"
 LONG_AGO = (1_000_000_000, 1_000_000_000)
 
 
@@ -53,15 +54,24 @@ def qmp(wherry: Wherry, command: str) -> dict[str, object]:
             return value
 
 
-def test_a_hung_engine_is_replaced_and_containers_run_on(wherry: Wherry, container: str) -> None:
+def test_a_hung_engine_is_noticed_by_who_listens_and_containers_run_on(wherry: Wherry) -> None:
     paths = wherry.home.machine("default")
+    container = f"rescue-{uuid.uuid4().hex[:8]}"
+    listening = wherry.popen("run", "--name", container, BUSYBOX, "sh", "-c", "echo on; sleep 1000")
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == b"on\n"
     hung = wherry.engine_pid()
     os.kill(hung, signal.SIGSTOP)
     os.utime(paths.engine_record, LONG_AGO)  # it has hung for a while
+    said = listening.communicate(timeout=120)[1]
+    assert listening.returncode == 1
+    assert b"was hung and has been ended; container " in said
+    assert b"hint: wherry attach" in said
     assert wherry.out("exec", container, "echo", "alive", timeout=120) == "alive"
     assert wherry.engine_pid() != hung
     state = json.loads(wherry.out("inspect", container))[0]["State"]
     assert (state["Status"], state["Error"]) == ("running", "")
+    wherry.out("rm", "-f", container)
 
 
 def test_a_machine_that_was_paused_says_so_and_goes_on(wherry: Wherry, container: str) -> None:

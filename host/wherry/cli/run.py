@@ -18,6 +18,7 @@ from wherry.cli.options import ContainerOptions, container_options, process_envi
 from wherry.cli.session import Session
 from wherry.client import EngineError
 from wherry.errors import InvalidInput, WherryError
+from wherry.hung import EngineHung
 
 _PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 _ENGINE_FAILED = 125
@@ -83,9 +84,9 @@ def _foreground(
         forward=_forwarder(app, container) if sig_proxy else None,
         detach_keys=detach_keys,
     )
-    if session.run(*stream):
-        return 0
-    return _exit_code(waiting)
+    with _goes_on_without_engine(container):
+        detached = session.run(*stream)
+    return 0 if detached else _exit_code(waiting)
 
 
 @click.command("create", context_settings=_PASS_THROUGH)
@@ -212,7 +213,9 @@ def _attached(
         forward=_forwarder(app, container) if sig_proxy else None,
         detach_keys=detach_keys,
     )
-    return 0 if session.run(*stream) else _exit_code(waiting)
+    with _goes_on_without_engine(container):
+        detached = session.run(*stream)
+    return 0 if detached else _exit_code(waiting)
 
 
 @click.command("exec", context_settings=_PASS_THROUGH)
@@ -276,6 +279,19 @@ def exec_command(
     ended = client.request("GET", f"/exec/{exec_id}/json").json()
     _show_hint(ended)
     return int(ended["ExitCode"] or 0)
+
+
+@contextmanager
+def _goes_on_without_engine(container: str) -> Iterator[None]:
+    """Its output and its exit are not lost with an engine that hung."""
+    try:
+        yield
+    except EngineHung as error:
+        short = container[:12]
+        raise EngineHung(
+            f"{error.message}; container {short} runs on",
+            hint=f"wherry attach {short} goes on, wherry logs {short} has its output",
+        ) from error
 
 
 def _must_be_terminal() -> None:
