@@ -11,8 +11,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from wherry_guest.lean import import_dataclasses
-
 if TYPE_CHECKING:
     import socket
 
@@ -23,6 +21,8 @@ INIT_SCRIPT: Final[str] = """\
 #!/usr/bin/python3 -IBS
 import sys
 sys.path.insert(0, "/usr/lib/wherry")
+from wherry_guest.lean import make_lean
+make_lean()
 from wherry_guest.init import main
 main()
 """
@@ -63,7 +63,6 @@ _os: Final[Any] = os
 
 def main() -> NoReturn:
     """Run as PID 1 of the VM; never returns."""
-    import_dataclasses()
     from wherry_guest.core.syscalls import RB_POWER_OFF, Kernel
 
     kernel = Kernel()
@@ -79,9 +78,11 @@ def run_agent(control: int) -> NoReturn:
     """The agent's process: run `wherry_guest.agent.main` on the control socket; never returns."""
     code = 0
     try:
-        import_dataclasses()  # of PID 1's where this is its fork, not where it replaced another one
         from importlib import import_module
 
+        from wherry_guest.lean import make_lean
+
+        make_lean()  # nothing is left to do in a fork of PID 1, but in an agent that replaced one
         import_module("wherry_guest.agent").main(control)
     except BaseException as error:  # noqa: BLE001 - the process ends here, with its last words
         code = 1

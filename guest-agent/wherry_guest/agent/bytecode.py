@@ -39,9 +39,9 @@ def loaded_sources(
 
 
 def compiled(path: Path) -> bytes:
-    """The contents of the `.pyc` of one source file."""
+    """The contents of the `.pyc` of one source file, without docstrings and assertions."""
     source = path.read_bytes()
-    code = compile(source, str(path), "exec", dont_inherit=True)
+    code = compile(source, str(path), "exec", dont_inherit=True, optimize=2)
     digest = importlib.util.source_hash(source)
     return importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH + digest + marshal.dumps(code)
 
