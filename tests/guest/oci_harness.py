@@ -91,7 +91,7 @@ class Host:
             "mounts": mounts.splitlines(),
             "cgroups": sorted(path.name for path in tree.rglob("*") if path.is_dir()),
             "states": sorted(str(path) for path in self.directory.glob("state-*/*")),
-            "processes": sorted(_processes_with(str(self.directory))),
+            "processes": sorted(_processes_with(str(self.directory), self.server.pid)),
         }
 
     def tidy(self) -> None:
@@ -123,10 +123,10 @@ def open_host(directory: Path) -> Host:
     return Host(directory, rootfs, keeper, enter, cgroups, server)
 
 
-def _processes_with(text: str) -> Iterator[str]:
-    """Pid and command line of processes of ours that name `text`, also forks of the server."""
+def _processes_with(text: str, server: int) -> Iterator[str]:
+    """Pid and command line of processes of ours that name `text`: forks of the server too."""
     for path in Path("/proc").iterdir():  # what is globbed may not end meanwhile
-        if not path.name.isdigit():
+        if not path.name.isdigit() or int(path.name) == server:
             continue
         with contextlib.suppress(OSError):
             line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

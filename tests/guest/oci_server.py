@@ -38,7 +38,10 @@ class OciServer:
     """A process that runs commands, in the namespace that `enter` leads into.
 
     Args:
-        mark: an argument by which it and what it leaves behind are known among processes.
+        mark: an argument by which what it leaves behind is known among processes.
+
+    Attributes:
+        pid: its own.
     """
 
     def __init__(self, enter: Sequence[str], address: Path, mark: str, guest_agent: Path) -> None:
@@ -54,6 +57,7 @@ class OciServer:
                 env={**os.environ, "PYTHONPATH": os.fspath(guest_agent)},
                 pass_fds=[number],
             )
+        self.pid = self._process.pid
 
     def run(
         self,
