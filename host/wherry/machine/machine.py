@@ -175,7 +175,10 @@ class Machine:
             waits for room on the host's disk (`paused`): it is taken over when there is some.
         """
         prepare_directories(self._home, self._paths)
-        return await self._left.adopt(self._background)
+        adopted = await self._left.adopt(self._background)
+        if self._left.reason is not None:
+            tell(self._pause_callbacks, self._left.reason)
+        return adopted
 
     def _left_is_over(self) -> None:
         tell(self._pause_callbacks, None)
