@@ -64,7 +64,7 @@ def test_a_hung_engine_is_noticed_by_who_listens_and_containers_run_on(wherry: W
     os.kill(hung, signal.SIGSTOP)
     os.utime(paths.engine_record, LONG_AGO)  # it has hung for a while
     said = listening.communicate(timeout=120)[1]
-    assert listening.returncode == 1
+    assert listening.returncode == 125
     assert b"was hung and has been ended; container " in said
     assert b"hint: wherry attach" in said
     assert wherry.out("exec", container, "echo", "alive", timeout=120) == "alive"
