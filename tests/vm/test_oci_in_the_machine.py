@@ -27,14 +27,7 @@ def image(wherry: Wherry, test_cache: Path, tmp_path_factory: pytest.TempPathFac
     return IMAGE
 
 
-def suite(wherry: Wherry, image: str, file: str) -> None:
-    last = run_suite(wherry, image, [file], "wherry", SECONDS)
+def test_limits_user_namespaces_and_id_mapped_mounts(wherry: Wherry, image: str) -> None:
+    files = ["test_oci_cgroups.py", "test_oci_users.py"]  # at once: Python and pytest start slowly
+    last = run_suite(wherry, image, files, "wherry", SECONDS)
     assert " skipped" not in last
-
-
-def test_limits_are_set_and_hold(wherry: Wherry, image: str) -> None:
-    suite(wherry, image, "test_oci_cgroups.py")
-
-
-def test_user_namespaces_and_id_mapped_mounts(wherry: Wherry, image: str) -> None:
-    suite(wherry, image, "test_oci_users.py")
