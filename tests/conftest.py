@@ -22,16 +22,28 @@ from wherry.paths import Home
 
 _ORDER = ("contract", "wine", "guest", "soak", "unit", "vm")
 """Directories: what is one long piece comes early; tests in `vm` have children until the end."""
+_LONG = (
+    "test_bootstrap.py", "test_oci_in_the_machine.py", "test_escapes.py", "test_transports.py",
+    "test_vm_template.py", "test_cli_machines.py", "test_neighbouring_versions.py",
+    "test_vmimage_boot.py", "test_vm_layers.py", "test_cli_run.py", "test_cli_snapshot.py",
+)  # fmt: skip
+"""Files that come first in their directory, so that what is last is short: else one process waits
+for the other at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _ORDER.index(item.path.parent.name))
+    items.sort(key=_place)
     if sys.platform == "linux" and os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root on Linux")
     for item in items:
         if item.get_closest_marker("guest") is not None:
             item.add_marker(skip)
+
+
+def _place(item: pytest.Item) -> tuple[int, int]:
+    directory, name = item.path.parent.name, item.path.name
+    return _ORDER.index(directory), _LONG.index(name) if name in _LONG else len(_LONG)
 
 
 @pytest.hookimpl(optionalhook=True)
