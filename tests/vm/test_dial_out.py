@@ -13,9 +13,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT
+from vm_containers import busybox_layers, end_of, run, start
 from vm_loop import LoopThread
 from waiting import eventually
 
@@ -48,6 +50,55 @@ def ports_of(words: Sequence[str]) -> list[int]:
     return [int(port) for word in words for port in re.findall(r",port=(\d+),", word)]
 
 
+def listening_ports(pid: int) -> list[int]:
+    """The TCP ports that a process has opened."""
+    sockets = {str(it.readlink()) for it in Path(f"/proc/{pid}/fd").iterdir()}
+    table = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [
+        int(fields[1].rpartition(":")[2], 16)
+        for fields in table
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets  # TCP_LISTEN
+    ]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+class Stranger:
+    """Listens on the host's loopback, says to who calls what QEMU's monitor would say, and keeps
+    what callers say."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.heard: list[bytes] = []
+
+    def __enter__(self) -> Stranger:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:
+                return  # the end
+            with caller:
+                caller.settimeout(10)
+                caller.sendall(GREETING)
+                caller.shutdown(socket.SHUT_WR)
+                self.heard.append(caller.recv(4096))
+
+
 def refuses(port: int) -> bool:
     with socket.socket() as stranger:
         return stranger.connect_ex(("127.0.0.1", port)) != 0
@@ -74,11 +125,13 @@ class Bench:
         return DialOut().launch(self.command, self.paths, None)
 
 
-@pytest.fixture(autouse=True)
-def keeper_finds_us(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def keeper_finds_us() -> Iterator[None]:
     """It is a process of its own."""
     roots = [str(ROOT / name) for name in ("host", "guest-agent", "vm-images")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(roots))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(roots))
+        yield
 
 
 @pytest.fixture
@@ -129,35 +182,120 @@ def test_a_qemu_that_cannot_start_is_heard_of_at_once(bench: Bench) -> None:
     assert getattr(caught.value, "status", None) == 1
 
 
-def test_a_machine_over_a_keeper_starts_is_adopted_and_ends(
-    vm_home: Home, vm_settings: Settings, loop: LoopThread
-) -> None:
-    def make() -> Machine:
-        return Machine("dialled", vm_home, vm_settings, tools=Tools(endpoints=DialOut()))
+@dataclass
+class Dialled:
+    """A machine over a keeper: one machine, one story in the order of the tests below."""
 
+    home: Home
+    settings: Settings
+    loop: LoopThread
+    machine: Machine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.machine = self.make()
+
+    def make(self) -> Machine:
+        return Machine("dialled", self.home, self.settings, tools=Tools(endpoints=DialOut()))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.home.machine("dialled").qemu_record.read_text())
+        return found
+
+    @property
+    def ports(self) -> list[int]:
+        return ports_of(self.record["argv"])
+
+
+@pytest.fixture(scope="module")
+def dialled(vm_home: Home, vm_settings: Settings, loop: LoopThread) -> Iterator[Dialled]:
+    made = Dialled(vm_home, vm_settings, loop)
+    yield made
+
+    async def end() -> None:
+        await made.machine.stop()
+        await made.machine.aclose()
+
+    loop.run(end())
+
+
+def test_a_machine_over_a_keeper_starts_and_nobody_listens(dialled: Dialled) -> None:
     def given_up() -> list[str]:
-        return [it["key"] for it in Templates(vm_home.templates).all() if it["status"] == "bad"]
+        found = Templates(dialled.home.templates).all()
+        return [it["key"] for it in found if it["status"] == "bad"]
 
     before = given_up()
 
     async def life() -> None:
-        first = make()
-        link = await first.ensure_running()
+        machine = dialled.machine
+        link = await machine.ensure_running()
         assert "memory" in str(await link.call("system.info", {}))
-        assert not first.inspect()["restored"]  # no file reaches QEMU through a keeper
+        assert not machine.inspect()["restored"]  # no file reaches QEMU through a keeper
         assert given_up() == before
-        pid = first.inspect()["pid"]
-        record = json.loads(vm_home.machine("dialled").qemu_record.read_text())
-        assert all(map(refuses, ports_of(record["argv"])))
-        await first.aclose()
-        second = make()
-        assert await second.adopt()
-        assert second.inspect()["pid"] == pid
-        await second.stop()
-        await second.aclose()
-        assert not is_alive(ProcessIdentity(**record["identity"]))
 
-    loop.run(life())
+    dialled.loop.run(life())
+    assert len(dialled.ports) == len(CHARDEVS)
+    assert all(map(refuses, dialled.ports))
+    qemu = int(dialled.record["identity"]["pid"])
+    assert not listening_ports(qemu)
+    assert not listening_ports(parent_of(qemu))
+
+
+FREE = "busybox nsenter -t 1 -m -- /usr/sbin/nft flush ruleset || exit 9;"
+"""What root of the machine can do: else the guest's own rules keep it from 10.0.2.2."""
+
+DIAL = """
+for port in "$@"; do
+    if busybox nc -w 10 10.0.2.2 $port </dev/null 2>/dev/null; then echo "$port answers"; fi
+done;
+"""
+"""In the guest: 10.0.2.2 is the host's loopback there."""
+
+
+def test_a_guest_that_dials_home_gets_nothing_and_disturbs_nothing(dialled: Dialled) -> None:
+    """Taken over by whoever, while an engine runs and without one. A stranger shows that the calls
+    do arrive."""
+    machine, ports = dialled.machine, dialled.ports
+    pid = machine.inspect()["pid"]
+
+    async def with_an_engine(stranger: Stranger) -> str:
+        image = await machine.prepare_image(lambda *_: None)
+        layers = busybox_layers(dialled.home, image)
+        await machine.attach_layers(layers)
+        assert machine.link is not None
+        words = ("sh", *(str(port) for port in (*ports, stranger.port)))
+        once = ("sh", "-c", FREE + DIAL, *words)
+        code, said = await run(machine.link, layers, *once, powerful=True)
+        assert (code, said) == (0, GREETING + b"%d answers\n" % stranger.port)
+        for_ever = ("sh", "-c", f"while :; do {DIAL} sleep 0.1; done", *words)
+        return await start(machine.link, layers, *for_ever, powerful=True)
+
+    async def with_the_next(id: str) -> bytes:
+        assert await dialled.machine.adopt()
+        assert dialled.machine.inspect()["pid"] == pid
+        link = dialled.machine.link
+        assert link is not None
+        await link.call("container.kill", {"id": id, "signal": 9, "final": True})
+        return (await end_of(link, id))[1]
+
+    with Stranger() as stranger:
+        dialling = dialled.loop.run(with_an_engine(stranger))
+        dialled.loop.run(machine.aclose())
+        rounds = len(stranger.heard) + 2  # one was under way, the other is without an engine
+        eventually("the guest has dialled all ports", lambda: len(stranger.heard) >= rounds)
+        assert all(map(refuses, ports))
+        dialled.machine = dialled.make()
+        said = dialled.loop.run(with_the_next(dialling))
+    assert set(stranger.heard) == {b""}
+    whole = GREETING + b"%d answers\n" % stranger.port
+    assert said.count(whole) >= 2
+    assert not said.replace(whole, b"").replace(GREETING, b"")  # the last was cut short
+
+
+def test_a_machine_over_a_keeper_ends(dialled: Dialled) -> None:
+    qemu = ProcessIdentity(**dialled.record["identity"])
+    dialled.loop.run(dialled.machine.stop())
+    assert not is_alive(qemu)
 
 
 def test_a_qemu_whose_keeper_died_is_ended_by_the_next_engine(
@@ -171,8 +309,7 @@ def test_a_qemu_whose_keeper_died_is_ended_by_the_next_engine(
         record = json.loads(vm_home.machine("orphan").qemu_record.read_text())
         qemu = ProcessIdentity(**record["identity"])
         await machine.aclose()
-        keeper = int(Path(f"/proc/{qemu.pid}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(keeper, 9)
+        os.kill(parent_of(qemu.pid), 9)
         later = Machine("orphan", vm_home, vm_settings, tools=Tools(endpoints=DialOut()))
         assert not await later.adopt()
         assert not is_alive(qemu)

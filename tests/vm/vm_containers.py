@@ -45,6 +45,8 @@ _SPEC: dict[str, Any] = {
     },
 }
 
+_POWERS = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE"]
+
 
 def make_layer(directory: Path, files: Mapping[str, bytes]) -> LayerDisk:
     """A layer that holds these files, as an EROFS image in `directory`."""
@@ -73,11 +75,22 @@ def busybox_layers(home: Home, image: VmImage) -> list[LayerDisk]:
         store.close()
 
 
-async def run(link: Any, layers: Sequence[LayerDisk], *args: str) -> tuple[int, bytes]:
+async def run(
+    link: Any, layers: Sequence[LayerDisk], *args: str, powerful: bool = False
+) -> tuple[int, bytes]:
     """Run a container to its end. Returns its exit code, and what it wrote."""
+    id = await start(link, layers, *args, powerful=powerful)
+    return await end_of(link, id)
+
+
+async def start(link: Any, layers: Sequence[LayerDisk], *args: str, powerful: bool = False) -> str:
+    """Start a container; its id. `powerful`: root of the machine in all but its files."""
     id = f"{next(_numbers):064x}"
     spec = {**_SPEC, "process": {**_SPEC["process"], "args": list(args)}}
-    stream = link.open_stream()
+    if powerful:
+        kept = [it for it in _SPEC["linux"]["namespaces"] if it["type"] not in ("network", "pid")]
+        spec["linux"] = {**_SPEC["linux"], "namespaces": kept}
+        spec["process"]["capabilities"] = dict.fromkeys(_SPEC["process"]["capabilities"], _POWERS)
     await link.call(
         "container.start",
         {
@@ -92,6 +105,12 @@ async def run(link: Any, layers: Sequence[LayerDisk], *args: str) -> tuple[int, 
         },
         timeout=60.0,
     )
+    return id
+
+
+async def end_of(link: Any, id: str) -> tuple[int, bytes]:
+    """Wait for a container's end and remove it. Returns its exit code, and all that it wrote."""
+    stream = link.open_stream()
     where = {"id": id, "stream": stream.id, "stdin": False, "from": "start", "follow": True}
     await link.call("container.attach", where)
     parser, output = FrameParser(), b""
