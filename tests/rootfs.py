@@ -17,7 +17,11 @@ BUILD_SECONDS = 400.0
 
 
 def debian_tar(
-    cache: Path, *packages: str, variant: str = "minbase", architecture: str = ""
+    cache: Path,
+    *packages: str,
+    variant: str = "minbase",
+    architecture: str = "",
+    suite: str = SUITE,
 ) -> Path:
     """A tar of Debian with these packages besides `variant`'s; made when it is not in `cache`.
 
@@ -25,7 +29,7 @@ def debian_tar(
         variant: mmdebstrap(1)'s; `extract` runs no program of the packages, so it works for every
             `architecture` (Debian's name; empty: this host's), and configures nothing.
     """
-    name = "-".join([SUITE, variant, *([architecture] if architecture else []), *packages])
+    name = "-".join([suite, variant, *([architecture] if architecture else []), *packages])
     tar = cache / "rootfs" / f"{name}.tar"
     if tar.exists():
         return tar
@@ -35,7 +39,7 @@ def debian_tar(
     command = [program, f"--variant={variant}", "--quiet", *_include(packages)]
     command += [f"--architectures={architecture}"] if architecture else []
     result = subprocess.run(
-        [*command, SUITE, str(temporary), _mirror()],
+        [*command, suite, str(temporary), _mirror()],
         env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
         capture_output=True,
         text=True,
