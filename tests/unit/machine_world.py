@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from machine_fakes import FakeLink, fake_qemu
 
@@ -81,23 +82,42 @@ class World:
         return link
 
 
+class Played(Protocol):
+    """A world, as far as `play_in` needs it."""
+
+    home: Home
+    machines: list[Machine]
+
+
+W = TypeVar("W", bound=Played)
+
+
 def play(root: Path, work: Callable[[World], Awaitable[None]]) -> None:
     """Run `work`; whatever QEMU it leaves is ended."""
+    play_in(World(root), work)
+
+
+def play_in(world: W, work: Callable[[W], Awaitable[None]], seconds: float = 30) -> None:
+    """Run `work` in a world; whatever QEMU it leaves is ended."""
 
     async def main() -> None:
-        world = World(root)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(seconds):
                 await work(world)
         finally:
             for machine in world.machines:
-                pid = machine.inspect().get("pid")
                 await machine.aclose()
-                if pid is not None and (process := identify(pid)) is not None:
-                    kill(process)
-                    wait_gone(process, 5)
+            for record in world.home.root.rglob("qemu.json"):  # aclose() lets them run on
+                process = process_in(record)
+                kill(process)
+                wait_gone(process, 5)
 
     asyncio.run(main())
+
+
+def process_in(record: Path) -> ProcessIdentity:
+    """The process that a machine's record names."""
+    return ProcessIdentity(**json.loads(record.read_bytes())["identity"])
 
 
 def process_of(machine: Machine) -> ProcessIdentity:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from machine_fakes import FakeLink, fake_qemu
+from machine_world import play_in, process_in
 
 from wherry.errors import AgentError, BootFailed, Conflict
 from wherry.machine import Machine, MachineState
@@ -23,7 +23,7 @@ from wherry.machine.bringup import Tools
 from wherry.machine.disk import create_disk
 from wherry.machine.memoryfile import copy_memory
 from wherry.machine.template import Origin, Templates
-from wherry.osutil import ProcessIdentity, identify, is_alive, kill, wait_gone
+from wherry.osutil import is_alive, wait_gone
 from wherry.paths import Home
 from wherry.settings import Settings
 from wherry_image import VmImage
@@ -126,27 +126,9 @@ class World:
         return machine
 
 
-def process_in(record: Path) -> ProcessIdentity:
-    return ProcessIdentity(**json.loads(record.read_bytes())["identity"])
-
-
 def play(root: Path, work: Callable[[World], Awaitable[None]]) -> None:
     """Run `work`; whatever QEMU it leaves is ended."""
-
-    async def main() -> None:
-        world = World(root)
-        try:
-            async with asyncio.timeout(40):
-                await work(world)
-        finally:
-            for machine in world.machines:
-                pid = machine.inspect().get("pid")
-                await machine.aclose()
-                if pid is not None and (process := identify(pid)) is not None:
-                    kill(process)
-                    wait_gone(process, 5)
-
-    asyncio.run(main())
+    play_in(World(root), work, seconds=40)
 
 
 def test_the_console_of_a_restored_machine_begins_with_how_it_booted(root: Path) -> None:
