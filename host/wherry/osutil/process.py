@@ -6,6 +6,7 @@ from the kernel. A zombie counts as dead.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -69,12 +70,22 @@ def spawn_detached(
     Raises:
         OSError: it could not be started.
     """
+    for child in _children.values():
+        child.poll()  # one that has ended is no zombie for as long as we live
     with log.open("ab") as output:
         process = _popen(
             [os.fspath(arg) for arg in argv], (stdin, stdout, output.fileno()), cwd, env, pass_fds
         )
     _children[process.pid] = process
     return process.pid
+
+
+@atexit.register
+def _let_go() -> None:
+    """Children live on, as they are to: Python shall not warn that nobody has waited for them."""
+    for child in _children.values():
+        if child.poll() is None:
+            child.returncode = 0
 
 
 def exit_status(pid: int, *, within: float = 0.0) -> int | None:
