@@ -19,11 +19,12 @@ from typing import Any
 
 from agent_process import Setting
 from containers_harness import SPEC, cgroup_root, make_busybox, remove_cgroups
+from waiting import PATIENCE
 
 from wherry.link import AgentEvent, Link, Stream, StreamReset, local_socket, open_link
 from wherry_guest.agent.logfile import HEADER
 
-DEADLINE = 30.0
+DEADLINE = 30.0 * PATIENCE
 
 
 class AgentMachine:

@@ -19,12 +19,12 @@ from typing import Any
 
 import needs
 import pytest
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from wherry_guest.core.plan import Layout
 from wherry_guest.zygote import Exited, Kept, Message, Rootfs, SpawnFailed, Started, Zygote
 
-DEADLINE = 20.0
+DEADLINE = 20.0 * PATIENCE
 DEFAULT_CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
     "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",

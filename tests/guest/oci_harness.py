@@ -24,9 +24,10 @@ import needs
 from cgroup_host import open_cgroup_host
 from containers_harness import make_busybox
 from oci_server import COMMAND_SECONDS, Ended, OciServer
+from waiting import PATIENCE
 
 GUEST_AGENT = Path(__file__).resolve().parents[2] / "guest-agent"
-DEADLINE = 20.0
+DEADLINE = 20.0 * PATIENCE
 CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_MKNOD", "CAP_NET_RAW",
     "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT",

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE
+
 SCRIPT = Path(__file__).with_name("oci_process.py")
-COMMAND_SECONDS = 20.0
+COMMAND_SECONDS = 20.0 * PATIENCE
 _PIECE = 65536
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from agent_machine import AgentMachine, agent_machine
 from containers_harness import SPEC
+from waiting import PATIENCE
 
 from wherry.errors import AgentError
 from wherry.link import StreamReset
@@ -31,7 +32,7 @@ Scenario = Callable[[AgentMachine], Coroutine[Any, Any, None]]
 
 def drive(directory: Path, scenario: Scenario) -> None:
     async def main() -> None:
-        async with asyncio.timeout(110), agent_machine(directory) as machine:
+        async with asyncio.timeout(110 * PATIENCE), agent_machine(directory) as machine:
             await scenario(machine)
 
     asyncio.run(main())
@@ -92,7 +93,7 @@ async def running(machine: AgentMachine, script: str = "", **options: Any) -> No
     spec["process"]["args"] = ["sh", "-c", command]
     params = {"id": "c1", "spec": spec, "layers": ["busybox"], **options}
     await machine.link.call("container.start", params)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(20 * PATIENCE):
         while "stat" not in (await archive(machine, "stat", "/ready"))[0]:
             await asyncio.sleep(0.02)
 
@@ -383,7 +384,7 @@ def test_removal_ends_what_goes_on(tmp_path: Path) -> None:
         with pytest.raises(StreamReset, match="removed"):
             while await stream.read():
                 pass
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             while True:
                 try:
                     await machine.start("c1", "true")

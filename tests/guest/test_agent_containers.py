@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from agent_machine import AgentMachine, agent_machine, is_restart, read_all, split_frames
+from waiting import PATIENCE
 
 from wherry.errors import AgentError
 from wherry_guest import identity
@@ -24,7 +25,7 @@ Scenario = Callable[[AgentMachine], Coroutine[Any, Any, None]]
 
 def drive(directory: Path, scenario: Scenario) -> None:
     async def main() -> None:
-        async with asyncio.timeout(110), agent_machine(directory) as machine:
+        async with asyncio.timeout(110 * PATIENCE), agent_machine(directory) as machine:
             await scenario(machine)
 
     asyncio.run(main())
@@ -221,7 +222,7 @@ def test_what_ends_while_no_agent_runs_is_told_by_the_next(tmp_path: Path) -> No
         await machine.exec("c1", "e1", "sleep", "1000")
         agent = await machine.agent_pid()
         os.kill(agent, signal.SIGSTOP)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             while Path(f"/proc/{started['pid']}").exists():
                 await asyncio.sleep(0.01)
         await machine.kill_agent()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from agent_machine import DEADLINE, AgentMachine, agent_machine
 from containers_harness import SPEC, held_open
+from waiting import PATIENCE
 
 from wherry.errors import AgentError
 
@@ -23,7 +24,7 @@ ALWAYS = {"name": "always"}
 
 def drive(directory: Path, scenario: Scenario) -> None:
     async def main() -> None:
-        async with asyncio.timeout(110), agent_machine(directory) as machine:
+        async with asyncio.timeout(110 * PATIENCE), agent_machine(directory) as machine:
             await scenario(machine)
 
     asyncio.run(main())
@@ -189,7 +190,7 @@ def test_figures_and_processes_are_the_containers(tmp_path: Path) -> None:
         answer = await machine.link.call("container.stats", params)
         assert [sample["id"] for sample in answer["samples"]] == ["c1", "c2"]
         assert "usage_usec" in answer["samples"][0]["files"]["cpu.stat"]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             while True:
                 found = (await machine.link.call("container.top", {"id": "c1"}))["processes"]
                 if len(found) == 2:
@@ -223,7 +224,7 @@ def test_thirty_containers_leave_nothing_behind(tmp_path: Path) -> None:
         before = await figures()
         for number in range(1, 31):
             await once(number)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             while (after := await figures()) != before:
                 await asyncio.sleep(0.05)
         assert after == before

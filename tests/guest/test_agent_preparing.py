@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from agent_machine import AgentMachine, agent_machine, read_all, split_frames
 from containers_harness import SPEC
+from waiting import PATIENCE
 
 from wherry.errors import AgentError
 
@@ -24,7 +25,7 @@ Scenario = Callable[[AgentMachine], Coroutine[Any, Any, None]]
 
 def drive(directory: Path, scenario: Scenario) -> None:
     async def main() -> None:
-        async with asyncio.timeout(110), agent_machine(directory) as machine:
+        async with asyncio.timeout(110 * PATIENCE), agent_machine(directory) as machine:
             await scenario(machine)
 
     asyncio.run(main())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from agent_machine import AgentMachine, agent_machine, read_all
+from waiting import PATIENCE
 
 from wherry.link import StreamReset
 
@@ -23,7 +24,7 @@ Scenario = Callable[[AgentMachine], Coroutine[Any, Any, None]]
 
 def drive(directory: Path, scenario: Scenario, prepare: Callable[[Path], None] | None = None):
     async def main() -> None:
-        async with asyncio.timeout(60), agent_machine(directory) as machine:
+        async with asyncio.timeout(60 * PATIENCE), agent_machine(directory) as machine:
             if prepare is not None:
                 prepare(machine.setting.paths.layers / "0")
             await scenario(machine)
@@ -210,7 +211,7 @@ def test_a_killed_agent_leaves_no_container_frozen(tmp_path: Path) -> None:
         await stream.read()
         assert freeze.read_text() == "1\n"
         await machine.kill_agent()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             while freeze.read_text() != "0\n":
                 await asyncio.sleep(0.01)
 

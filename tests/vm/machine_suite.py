@@ -26,13 +26,14 @@ OPTIONS = (
     "--privileged", "--init",
     "--ulimit", "nofile=524288",  # as PID 1 of the machine has it
     "--volume", "/tmp",  # an overlay cannot be the upper side of another one
+    "--env", "WHERRY_TEST_PATIENCE=4",
 )  # fmt: skip
 
 CONFIG = """\
 [pytest]
 addopts = --strict-markers --tb=short -q -ra
 pythonpath = /suite/guest-agent /suite/host /suite/tests
-timeout = 300
+timeout = 600
 tmp_path_retention_policy = failed
 markers =
     guest: needs root on Linux
