@@ -278,8 +278,9 @@ class Client:
         from wherry.startup import last_line
 
         tail = last_line(self.paths.engine_log)
+        what = "broke off its answer" if self._guard.alive() else "ended"
         return EngineUnreachable(
-            f"the engine of machine {self.machine!r} ended" + (f": {tail}" if tail else ""),
+            f"the engine of machine {self.machine!r} {what}" + (f": {tail}" if tail else ""),
             hint=f"its log is {self.paths.engine_log}",
         )
 

@@ -50,7 +50,7 @@ class Guard:
         from wherry.osutil.pulse import Watch
 
         watch = Watch(self._paths.engine_record)
-        while self._alive() and not watch.beating:
+        while self.alive() and not watch.beating:
             if (process := watch.hung()) is not None:
                 end_engine(self._paths, self._machine, process)
                 return
@@ -65,7 +65,7 @@ class Guard:
         """
         if readable(connection, LOOK_SECONDS):
             return
-        if self._paths.pipe is not None and not self._alive() and self._lock_is_free():
+        if self._paths.pipe is not None and not self.alive() and self._lock_is_free():
             raise EngineUnreachable(
                 f"the pipe {self._paths.pipe} is in use by a program that is no engine of ours",
                 hint="end that program, or set WHERRY_HOME to another directory",
@@ -81,7 +81,8 @@ class Guard:
                     hint="run the command again: a new engine takes the machine over as it is",
                 )
 
-    def _alive(self) -> bool:
+    def alive(self) -> bool:
+        """Whether the engine that was recorded last is there."""
         from wherry.osutil import is_alive
 
         engine = recorded_engine(self._paths)

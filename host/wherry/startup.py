@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ START_DEADLINE = 30.0
 
 _PIPE_POLL_SECONDS = 0.02
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+_LOG_HEAD = re.compile(r"\d{4}-\d\d-\d\d \S+ [A-Z]+ [\w.]+: ")
+"""As `engine.daemon.start_logging` has it."""
 
 T = TypeVar("T")
 
@@ -101,7 +105,8 @@ def reading_engine(home: Home, machine: str) -> Path:
 
 
 def last_line(log: Path) -> str:
-    """The last line of an engine's log that is no mere information; empty when there is none."""
+    """The last line of an engine's log that is no mere information, without its time and place;
+    empty when there is none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -109,7 +114,7 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     words = [line for line in lines if " INFO " not in line]
-    return words[-1] if words else ""
+    return _LOG_HEAD.sub("", words[-1]) if words else ""
 
 
 def _with_reserves(paths: MachinePaths, home: Home, work: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wherry.errors import LinkClosed
+from wherry.errors import LinkClosed, LinkError
 from wherry.machine.find import Qemu
 
 
@@ -53,6 +53,8 @@ class FakeLink:
             "layers.list": {"layers": [], "highest_lun": -1},
         }
         self.closed = False
+        self.silence = 0.0
+        self.refusal: LinkError | None = None
         self.streams: list[FakeStream] = []
         self._connection = connection
         self._connect_callbacks: list[Callable[[dict[str, Any]], None]] = []
@@ -79,6 +81,9 @@ class FakeLink:
 
     def on_connect(self, callback: Callable[[dict[str, Any]], None], /) -> None:
         self._connect_callbacks.append(callback)
+
+    def refuse(self, error: LinkError | None) -> None:
+        self.refusal = error
 
     def open_stream(self) -> FakeStream:
         stream = FakeStream(b"070701" + b"\0" * 506)

@@ -313,6 +313,24 @@ def test_a_call_that_is_never_answered_times_out() -> None:
     run(test)
 
 
+def test_a_link_that_refuses_fails_its_calls_until_it_is_told_that_it_can_answer() -> None:
+    async def test() -> None:
+        async with linked({"never": lambda params, call: DEFERRED}) as (link, _, _):
+            assert link.silence == 0.0
+            waiting = asyncio.ensure_future(link.call("never", {}, timeout=DEADLINE))
+            await until(lambda: link.silence > 0.05, "the silence is noticed")
+            link.refuse(LinkError("it hangs"))
+            with pytest.raises(LinkError, match="it hangs"):
+                await waiting
+            with pytest.raises(LinkError, match="it hangs"):
+                await link.call("echo", {})
+            assert link.silence == 0.0
+            link.refuse(None)
+            assert await link.call("echo", {"n": 1}, timeout=DEADLINE) == {"n": 1}
+
+    run(test)
+
+
 def test_streams_carry_every_byte_both_ways_at_once() -> None:
     async def test() -> None:
         async with linked() as (link, _, _):

@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults import BUSYBOX, qemu_of
 from harness import Wherry
 from waiting import eventually
 
@@ -22,7 +24,8 @@ from wherry.machine.accel import host_arch
 
 pytestmark = pytest.mark.vm
 
-BUSYBOX = "localhost/busybox"
+HUNG_SECONDS = 15.0
+"""On a busy host: it is three where nothing else runs."""
 LONG_AGO = (1_000_000_000, 1_000_000_000)
 
 
@@ -72,6 +75,30 @@ def test_a_hung_engine_is_noticed_by_who_listens_and_containers_run_on(wherry: W
     state = json.loads(wherry.out("inspect", container))[0]["State"]
     assert (state["Status"], state["Error"]) == ("running", "")
     wherry.out("rm", "-f", container)
+
+
+def test_a_qemu_that_does_nothing_is_known_in_seconds_and_goes_on(
+    wherry: Wherry, container: str
+) -> None:
+    qemu = qemu_of(wherry).pid
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        for command in (["exec", container, "true"], ["logs", container]):
+            began = time.monotonic()
+            done = wherry.run(*command)
+            assert time.monotonic() - began < HUNG_SECONDS
+            assert done.returncode != 0
+            assert b"stopped by a signal" in done.stderr
+            assert b"kill -CONT %d" % qemu in done.stderr
+        assert "Up " in wherry.out("ps", "--filter", f"name={container}")
+        assert "stopped by a signal" in wherry.out("machine", "inspect")
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+
+    def answers() -> bool:
+        return wherry.run("exec", container, "echo", "on").stdout == b"on\n"
+
+    eventually("it goes on", answers)
 
 
 def test_a_machine_that_was_paused_says_so_and_goes_on(wherry: Wherry, container: str) -> None:

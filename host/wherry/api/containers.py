@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from wherry import detachkeys
 from wherry.api import fields, views
-from wherry.api.http import Hijack, RawConnection, Request, Response, Route, json_response
+from wherry.api.http import (
+    Hijack,
+    RawConnection,
+    Request,
+    Response,
+    Route,
+    byte_response,
+    json_response,
+)
 from wherry.api.streams import content_type, log_bytes, multiplexed, relay
 from wherry.api.timefmt import parse_time
 from wherry.engine.logdetails import details_text, log_details
@@ -165,7 +173,9 @@ async def logs(engine: Engine, request: Request) -> Response:
     details = details_text(log_details(container)) if request.flag("details") else b""
     stamps = request.flag("timestamps")
     body = log_bytes(frames, tty=tty, timestamps=stamps, details=details)
-    return Response(200, body, content_type(tty, request.version))
+    kind = content_type(tty, request.version)
+    # Who follows a silent container needs the answer's head before there is anything else.
+    return Response(200, body, kind) if request.flag("follow") else await byte_response(body, kind)
 
 
 async def create_exec(engine: Engine, request: Request) -> Response:
@@ -197,7 +207,8 @@ async def start_exec(engine: Engine, request: Request) -> Response | Hijack:
         try:
             attachment = await engine.execs.start(execution.id, detach=False, tty=tty)
         except WherryError as error:
-            text = f"{error.message}\r\n".encode()
+            hint = f" ({error.hint})" if error.hint else ""
+            text = f"{error.message}{hint}\r\n".encode()
             await connection.write(text if execution.tty else multiplexed(2, text))
             return
         if attachment is not None:

@@ -106,8 +106,11 @@ class Link:
         self._tick_after: float | None = None
         self._retry_after = RECONNECT_FIRST
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._asked: dict[int, float] = {}
+        self._refusal: LinkError | None = None
         self._streams: dict[int, Stream] = {}
         self._sessions = 0
+        self._heard = self._loop.time()
         self._events: asyncio.Queue[tuple[int, AgentEvent]] = asyncio.Queue()
         self._handler: asyncio.Future[EventHandler] = self._loop.create_future()
         self._on_connect: list[PeerCallback] = []
@@ -155,11 +158,12 @@ class Link:
                 unknown; or `aclose`.
             LinkError: no answer in time.
         """
-        if self._closed is not None:
-            raise self._closed
+        if (refused := self._closed or self._refusal) is not None:
+            raise refused
         id = self._conn.call(method, params or {})
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._calls[id] = answer
+        self._asked[id] = self._loop.time()
         try:
             self._pump()
             async with asyncio.timeout(timeout):
@@ -171,6 +175,23 @@ class Link:
             ) from error
         finally:
             self._calls.pop(id, None)
+            self._asked.pop(id, None)
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which calls have waited without anything being heard; 0: none waits."""
+        if not self._asked:
+            return 0.0
+        return self._loop.time() - max(min(self._asked.values()), self._heard)
+
+    def refuse(self, error: LinkError | None) -> None:
+        """The agent cannot answer, as somebody knows: calls in flight fail with `error`, others at
+        once, until None says that it can. Streams wait: they go on then."""
+        self._refusal = error
+        if error is not None:
+            for waiting in self._calls.values():
+                if not waiting.done():
+                    waiting.set_exception(error)
 
     def open_stream(self) -> Stream:
         """A new stream; put its id into the parameters of the call that wants it.
@@ -261,6 +282,7 @@ class Link:
 
     def data_received(self, data: bytes) -> None:
         if self._transport is not None:
+            self._heard = self._loop.time()
             self._step(self._conn.receive(data))
 
     def writable(self) -> None:

@@ -47,6 +47,7 @@ def running_facts(running: Running) -> dict[str, Any]:
         "agent": running.link.peer.get("agent"),
         "layers": len(running.layers.attached),
         "highest_lun": running.layers.highest_lun,
+        "hung": running.vitals.hung,
     }
 
 

@@ -145,10 +145,8 @@ class Machine:
     async def held(self, doing: str) -> AsyncIterator[None]:
         """The machine is off and stays off. Args: doing: `is being cloned`. Raises Conflict."""
         if self.state not in (MachineState.STOPPED, MachineState.FAILED) or self._held:
-            raise Conflict(
-                f"machine {self.name!r} {self._held or f'is {self.state.value}'}",
-                hint=f"wherry machine stop {self.name}",
-            )
+            why = self._held or f"is {self.state.value}"
+            raise Conflict(f"machine {self.name!r} {why}", hint=f"wherry machine stop {self.name}")
         self._held = doing
         try:
             yield
@@ -453,6 +451,7 @@ class Machine:
 
         running.vm.qmp.on_event(event)
         self._background.spawn(self._watch(running), "machine watch")
+        self._background.spawn(running.vitals.watch(), "machine vitals")
         self._move(MachineState.RUNNING)
         self._tell_link(running.link)
         running.link.on_connect(connected)

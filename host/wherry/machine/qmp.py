@@ -48,7 +48,9 @@ class Qmp:
         self._client = client
         self._handlers: list[EventHandler] = []
         self._closed = asyncio.Event()
-        self._running: set[asyncio.Future[Any]] = set()
+        self._running: dict[asyncio.Future[Any], float] = {}
+        self._refusal: MachineError | None = None
+        self._given_up: set[asyncio.Future[Any]] = set()
         self._listener = EventListener()
         client.register_listener(self._listener)
         self._pump = asyncio.create_task(self._dispatch(), name="qmp events")
@@ -84,23 +86,39 @@ class Qmp:
         self._handlers.remove(handler)
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 30.0
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float = 30.0,
+        probe: bool = False,
     ) -> Any:
         """Run a command and return its value.
+
+        Args:
+            probe: to see whether QEMU answers, also while it is known not to.
 
         Raises:
             QmpError: QEMU refused.
             QmpClosed: the connection ended first.
-            MachineError: no answer within `timeout` seconds.
+            MachineError: no answer within `timeout` seconds, or as `refuse` was told.
         """
+        if self._refusal is not None and not probe:
+            raise self._refusal
         if self.closed or self._client.runstate is not Runstate.RUNNING:
             raise QmpClosed(f"QEMU is gone: cannot execute {command}")
         execution = asyncio.ensure_future(self._client.execute(command, arguments))
-        self._running.add(execution)
-        execution.add_done_callback(self._running.discard)
+        if not probe:
+            self._running[execution] = asyncio.get_running_loop().time()
+            execution.add_done_callback(lambda it: self._running.pop(it, None))
         try:
             async with asyncio.timeout(timeout):
                 return await execution
+        except asyncio.CancelledError:
+            if self._refusal is not None and execution in self._given_up:
+                self._given_up.discard(execution)
+                raise self._refusal from None
+            raise
         except ExecuteError as error:
             message = f"QEMU refused {command}: {error}"
             raise QmpError(message, kind=error.error_class) from error
@@ -108,6 +126,22 @@ class Qmp:
             raise QmpClosed(f"QEMU is gone: {command} was not answered") from error
         except TimeoutError as error:
             raise MachineError(f"QEMU did not answer {command} within {timeout:g} s") from error
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which the oldest command has waited; 0: none waits."""
+        if not self._running:
+            return 0.0
+        return asyncio.get_running_loop().time() - min(self._running.values())
+
+    def refuse(self, error: MachineError | None) -> None:
+        """QEMU cannot answer, as somebody knows: commands in flight fail with `error`, others at
+        once, until None says that it can."""
+        self._refusal = error
+        if error is not None:
+            for execution in tuple(self._running):
+                self._given_up.add(execution)
+                execution.cancel()
 
     @property
     def version(self) -> tuple[int, int]:
@@ -154,7 +188,7 @@ class Qmp:
         with contextlib.suppress(EOFError, OSError, QMPError):  # why it was lost: nobody asks
             await self._client.disconnect()
         if self._running:
-            await asyncio.wait(self._running)
+            await asyncio.wait(tuple(self._running))
         self._closed.set()
 
     async def _dispatch(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wherry.machine.boot import RunningQemu
 from wherry.machine.guest import LinkPort
 from wherry.machine.layers import LayerPool
 from wherry.machine.pausing import Pauses
+from wherry.machine.vitals import Vitals
 
 
 class MachineState(enum.StrEnum):
@@ -41,5 +42,9 @@ class Running:
     link: LinkPort
     layers: LayerPool
     pauses: Pauses
+    vitals: Vitals = field(init=False)
     guest_ended: str | None = None
     """Why, in QEMU's word (ShutdownCause), once it has."""
+
+    def __post_init__(self) -> None:
+        self.vitals = Vitals(self.vm.qmp, self.vm.record.identity, self.link)

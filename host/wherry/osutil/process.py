@@ -27,7 +27,7 @@ _PROC_PIDTBSDINFO = 3
 _BSDINFO_SIZE = 136
 _BSDINFO_STATUS = struct.Struct("=4xI")
 _BSDINFO_START = struct.Struct("=120xQQ")
-_SZOMB = 5
+_SSTOP, _SZOMB = 4, 5
 """macOS, bsd/sys/proc_info.h struct proc_bsdinfo (pbi_status, pbi_start_tvsec/usec), sys/proc.h."""
 
 _PROCESS_TERMINATE = 0x0001
@@ -237,6 +237,14 @@ def parse_bsdinfo(data: bytes) -> str | None:
     return f"{seconds}.{microseconds:06}"
 
 
+def is_stopped_on_macos(pid: int) -> bool | None:
+    """Whether a signal has stopped it; None: there is no such process."""
+    data = _macos_bsdinfo(pid)
+    if len(data) < _BSDINFO_SIZE:
+        return None
+    return bool(_BSDINFO_STATUS.unpack_from(data)[0] == _SSTOP)
+
+
 def _macos_bsdinfo(pid: int) -> bytes:
     libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
     buffer = ctypes.create_string_buffer(_BSDINFO_SIZE)
@@ -245,6 +253,18 @@ def _macos_bsdinfo(pid: int) -> bytes:
 
 
 def _windows_start_time(pid: int) -> str | None:
+    times = _windows_times(pid)
+    return None if times is None else str(times[0])
+
+
+def windows_cpu_seconds(pid: int) -> float | None:
+    """What it has used of the processors; None: there is no such process."""
+    times = _windows_times(pid)
+    return None if times is None else (times[2] + times[3]) / 1e7
+
+
+def _windows_times(pid: int) -> tuple[int, int, int, int] | None:
+    """FILETIMEs (100 ns): creation, exit, kernel, user. None: it has ended."""
     if sys.platform != "win32":
         return None
     kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -255,7 +275,7 @@ def _windows_start_time(pid: int) -> str | None:
     handle = ctypes.c_void_p(handle)
     try:
         code = ctypes.c_uint32(0)
-        times = (ctypes.c_uint64 * 4)()  # FILETIMEs: creation, exit, kernel, user
+        times = (ctypes.c_uint64 * 4)()
         pointers = [ctypes.byref(times, 8 * index) for index in range(4)]
         if not kernel32.GetExitCodeProcess(handle, ctypes.byref(code)):
             raise ctypes.WinError(ctypes.get_last_error())
@@ -263,7 +283,7 @@ def _windows_start_time(pid: int) -> str | None:
             return None
         if not kernel32.GetProcessTimes(handle, *pointers):
             raise ctypes.WinError(ctypes.get_last_error())
-        return str(times[0])
+        return times[0], times[1], times[2], times[3]
     finally:
         kernel32.CloseHandle(handle)
 
