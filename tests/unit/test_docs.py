@@ -102,3 +102,17 @@ def test_every_setting_and_variable_has_a_line() -> None:
     text = (DOCS / "settings.md").read_text(encoding="utf-8")
     wanted = {field.name for field in fields(Settings)} | set(_ENVIRONMENT.values())
     assert not {name for name in wanted if f"`{name}`" not in text}
+
+
+@pytest.mark.parametrize(
+    ("room", "name"),
+    [("", "architecture.md"), ("machine", "machine.md"), ("engine", "engine.md")],
+)
+def test_the_map_names_every_module_and_folder(room: str, name: str) -> None:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    found = [it for it in (ROOT / "host/wherry" / room).iterdir() if not it.name.startswith("_")]
+    modules = {it.stem for it in found if it.suffix == ".py"}
+    folders = {it.name for it in found if it.is_dir() and list(it.glob("*.py"))}
+    assert modules or folders
+    assert not {it for it in modules if f"{it}.py" not in text and f"`{it}`" not in text}
+    assert not {it for it in folders if f"{it}/" not in text}
