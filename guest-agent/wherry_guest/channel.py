@@ -166,8 +166,10 @@ class GuestStream:
         """Whether `write` makes sense: not ended by us, not reset."""
         return self._wire.sending
 
-    def write(self, data: bytes) -> bool:
-        """Send `data`; False: the credit is used up, stop until `on_writable`.
+    def write(self, *pieces: wire.Buffer) -> bool:
+        """Send them; False: the credit is used up, stop until `on_writable`.
+
+        They are not copied: do not change them any more.
 
         Data for a stream that is reset is dropped (True: nobody needs to wait).
 
@@ -177,7 +179,7 @@ class GuestStream:
         """
         if self._wire.room < -STREAM_QUEUE_LIMIT:
             raise BufferError(f"stream {self.id}: written on without waiting for on_writable")
-        writable = self._channel._conn.streams.send(self._wire, data)
+        writable = self._channel._conn.streams.send(self._wire, *pieces)
         self._channel._lines.flush_soon()
         return writable
 

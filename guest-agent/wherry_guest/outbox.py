@@ -9,15 +9,26 @@ so a call is always ahead of the data of the stream that it names. Stdlib only, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from wherry_guest import frames
+from wherry_guest.frames import encode_header
 
 Buffer = bytes | memoryview
 
+Written = tuple[int, list[Buffer]]
+"""What was written to a stream in one go: its length, and the pieces, none of them empty."""
+
 JOIN_BELOW: Final = 4096
 """Buffers shorter than this are copied together: a copy is cheaper than one more piece to write."""
+
+PIECE: Final = 32 * 1024
+"""What a write of a virtio-serial port takes at most (Linux, drivers/char/virtio_console.c,
+port_fops_write); a writev goes on with the next piece when it has taken a whole one."""
+
+FULL_ENOUGH: Final = frames.MAX_PAYLOAD - 8192
+"""What was written in one go and has this length is a frame by itself: cutting it and the next ones
+anew for each frame would cost more than the frames that are spared."""
 
 
 class StreamState:
@@ -42,7 +53,7 @@ class StreamState:
 
     def __init__(self, id: int, limit: int, granted: int) -> None:
         self.id = id
-        self.queue: deque[memoryview] = deque()
+        self.queue: deque[Written] = deque()
         self.queued = 0
         self.sent = 0
         self.limit = limit
@@ -70,18 +81,8 @@ class StreamState:
         self.dead = True
 
 
-class _Kept(NamedTuple):
-    sequence: int
-    type: int
-    flags: int
-    id: int
-    pieces: tuple[Buffer, ...]
-    length: int
-
-    def header(self, tag: int, ack: int) -> bytes:
-        return frames.encode_header(
-            self.type, self.flags, self.id, self.length, tag, self.sequence, ack
-        )
+_Kept = tuple[int, int, int, int, list[Buffer], int]
+"""A frame that is kept: sequence, type, flags, id, payload in pieces, its length."""
 
 
 class Outbox:
@@ -130,7 +131,7 @@ class Outbox:
 
     @property
     def kept_bytes(self) -> int:
-        return sum(kept.length for kept in self._kept)
+        return sum(kept[-1] for kept in self._kept)
 
     def pad(self) -> None:
         """Send, before all else, what completes any frame that the peer may be in the middle of."""
@@ -150,9 +151,9 @@ class Outbox:
             more = frames.MORE if at + frames.MAX_PAYLOAD < len(view) else 0
             self._messages.append((type, more, id, view[at : at + frames.MAX_PAYLOAD]))
 
-    def send(self, stream: StreamState, data: bytes) -> None:
-        stream.queue.append(memoryview(data))
-        stream.queued += len(data)
+    def send(self, stream: StreamState, written: Written) -> None:
+        stream.queue.append(written)
+        stream.queued += written[0]
         self.schedule(stream)
 
     def schedule(self, stream: StreamState) -> None:
@@ -165,7 +166,7 @@ class Outbox:
         """The peer has everything up to `ack`, which lies in acked..sequence."""
         self.acked = ack
         kept = self._kept
-        while kept and kept[0].sequence <= ack:
+        while kept and kept[0][0] <= ack:
             kept.popleft()
 
     def rewind(self, received: int) -> None:
@@ -179,44 +180,57 @@ class Outbox:
 
         Empty: nothing to send, or nothing may be sent.
         """
-        batch = _Batch()
+        out: list[Buffer] = []
+        small: list[Buffer] = []
+        size = 0
         if self._padding:
-            batch.pieces.append(frames.PADDING)
+            out += (frames.PADDING[:PIECE], frames.PADDING[PIECE:])
             self._padding = False
         while self._urgent:
-            self._put_urgent(batch, *self._urgent.popleft())
+            small += self._urgent_frame(*self._urgent.popleft())
+            size += frames.HEADER_SIZE
         if self.flowing:
-            tag = self.peer_tag
-            while batch.size < limit and (kept := self._next()) is not None:
-                self._sent = kept.sequence
-                batch.add(kept.header(tag, self.ack), kept.pieces, kept.length)
-            if self.owe_ack and not batch.size:
-                self._put_urgent(batch, frames.ACK, tag, b"")
+            tag, ack = self.peer_tag, self.ack
+            while size < limit and (kept := self._next()) is not None:
+                sequence, type, flags, id, pieces, length = kept
+                header = encode_header(type, flags, id, length, tag, sequence, ack)
+                small.append(header)
+                size += length + frames.HEADER_SIZE + frames.TRAILER_SIZE
+                if length:
+                    for piece in pieces:
+                        if len(piece) < JOIN_BELOW:
+                            small.append(piece)
+                        else:
+                            _append(out, small, piece)
+                    small.append(header[-frames.TRAILER_SIZE :])
+                self._sent = sequence
+            if self.owe_ack and not size:
+                small += self._urgent_frame(frames.ACK, tag, b"")
             self.owe_ack = False
-        return batch.finish()
+        if small:
+            out.append(b"".join(small))
+        return out
 
-    def _put_urgent(self, batch: _Batch, type: int, tag: int, payload: bytes) -> None:
-        header = frames.encode_header(type, 0, 0, len(payload), tag, self._sent, self.ack)
-        batch.add(header, (payload,), len(payload))
+    def _urgent_frame(self, type: int, tag: int, payload: bytes) -> list[Buffer]:
+        header = encode_header(type, 0, 0, len(payload), tag, self._sent, self.ack)
+        return [header, payload, header[-frames.TRAILER_SIZE :]] if payload else [header]
 
     def _next(self) -> _Kept | None:
         """The next sequenced frame, entered into what is kept."""
         while self._again:
             kept = self._again.popleft()
-            if kept.sequence > self.acked:
+            if kept[0] > self.acked:
                 return kept
         if self._messages:
             type, flags, id, payload = self._messages.popleft()
-            return self._keep(type, flags, id, (payload,), len(payload))
+            return self._keep(type, flags, id, [payload], len(payload))
         if self._turns:
             return self._chunk(self._turns.popleft())
         return None
 
-    def _keep(
-        self, type: int, flags: int, id: int, pieces: tuple[Buffer, ...], length: int
-    ) -> _Kept:
+    def _keep(self, type: int, flags: int, id: int, pieces: list[Buffer], length: int) -> _Kept:
         self.sequence += 1
-        kept = _Kept(self.sequence, type, flags, id, pieces, length)
+        kept = (self.sequence, type, flags, id, pieces, length)
         self._kept.append(kept)
         return kept
 
@@ -225,58 +239,61 @@ class Outbox:
         stream.scheduled = False
         if not _sendable(stream):  # it was reset since
             return self._next()
-        wanted = min(frames.MAX_PAYLOAD, stream.queued, stream.limit - stream.sent)
-        pieces, left = [], wanted
-        queue = stream.queue
-        while left:
-            head = queue[0]
-            if len(head) > left:
-                pieces.append(head[:left])
-                queue[0] = head[left:]
-                break
-            pieces.append(queue.popleft())
-            left -= len(head)
-        stream.queued -= wanted
-        stream.sent += wanted
+        queued = stream.queued
+        most = min(frames.MAX_PAYLOAD, stream.limit - stream.sent)
+        length, pieces = stream.queue[0] if queued else (0, [])
+        if length <= most and (length >= FULL_ENOUGH or length == queued):
+            if queued:
+                del stream.queue[0]
+        else:
+            length = min(most, queued)
+            pieces = _cut(stream.queue, length)
+        stream.queued = queued = queued - length
+        stream.sent += length
         flags = 0
-        if not stream.sending and not stream.queued:
+        if queued:
+            self.schedule(stream)
+        elif not stream.sending:
             stream.ended = True
             flags = frames.END
             self.finished.append(stream)
-        self.schedule(stream)
-        return self._keep(frames.DATA, flags, stream.id, tuple(pieces), wanted)
+        return self._keep(frames.DATA, flags, stream.id, pieces, length)
 
 
-class _Batch:
-    """Gathers buffers for one write; small ones are copied together."""
+def _append(out: list[Buffer], small: list[Buffer], piece: Buffer) -> None:
+    """What is small first, copied together; then the piece, uncopied, in parts of a write each."""
+    if small:
+        out.append(b"".join(small))
+        small.clear()
+    if len(piece) <= PIECE:
+        out.append(piece)
+        return
+    view = memoryview(piece)
+    out += (view[:PIECE], view[PIECE:])
 
-    __slots__ = ("_small", "pieces", "size")
 
-    def __init__(self) -> None:
-        self.pieces: list[Buffer] = []
-        self.size = 0
-        self._small: list[Buffer] = []
-
-    def add(self, header: bytes, pieces: Iterable[Buffer], length: int) -> None:
-        small = self._small
-        small.append(header)
-        self.size += frames.HEADER_SIZE
-        if not length:
-            return
+def _cut(queue: deque[Written], length: int) -> list[Buffer]:
+    """The first `length` bytes of what was written."""
+    taken: list[Buffer] = []
+    while length:
+        written, pieces = queue.popleft()
+        if written <= length:
+            taken += pieces
+            length -= written
+            continue
+        left: list[Buffer] = []
+        queue.appendleft((written - length, left))
         for piece in pieces:
-            if len(piece) < JOIN_BELOW:
-                small.append(piece)
+            if len(piece) <= length:
+                taken.append(piece)
+                length -= len(piece)
                 continue
-            self.pieces.append(b"".join(small))
-            small.clear()
-            self.pieces.append(piece)
-        small.append(header[-frames.TRAILER_SIZE :])
-        self.size += length + frames.TRAILER_SIZE
-
-    def finish(self) -> list[Buffer]:
-        if self._small:
-            self.pieces.append(b"".join(self._small))
-        return self.pieces
+            view = memoryview(piece)
+            if length:
+                taken.append(view[:length])
+            left.append(view[length:])
+            length = 0
+    return taken
 
 
 def _sendable(stream: StreamState) -> bool:

@@ -29,7 +29,7 @@ READ_PIECE: Final = 4096
 drivers/char/virtio_console.c, fill_readbuf); one readv gathers many of them."""
 
 READ_PIECES: Final = 32
-OUTPUT_BATCH: Final = 128 * 1024
+OUTPUT_BATCH: Final = 256 * 1024
 """Bytes taken from the connection at a time: what an urgent frame may have to wait for."""
 
 ROUND_LIMIT: Final = 512 * 1024
@@ -83,7 +83,8 @@ class Port:
         self._tick_timer: Timer | None = None
         self._flush_due = False
         self._writing = False
-        self._backlog: deque[memoryview] = deque()
+        self._backlog: deque[wire.Buffer] = deque()
+        self._waiting = 0
         self._pages = memoryview(bytearray(READ_PIECE * READ_PIECES))
         self._pieces = [
             self._pages[at : at + READ_PIECE] for at in range(0, len(self._pages), READ_PIECE)
@@ -157,6 +158,7 @@ class Port:
     def _abandon(self) -> None:
         self._conn.lost()
         self._backlog.clear()
+        self._waiting = 0
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._out)
@@ -227,18 +229,22 @@ class Port:
         self._set_writing(True)
 
     def _refill(self) -> bool:
-        self._backlog.extend(map(memoryview, self._conn.take(OUTPUT_BATCH)))
-        if self._backlog:
-            self._dispatch(self._conn.events())
-        return bool(self._backlog)
+        pieces = self._conn.take(OUTPUT_BATCH)
+        if not pieces:
+            return False
+        self._waiting = sum(map(len, pieces))
+        self._backlog.extend(pieces)
+        if events := self._conn.events():
+            self._dispatch(events)
+        return True
 
-    def _next(self) -> Iterable[memoryview]:
+    def _next(self) -> Iterable[wire.Buffer]:
         """What one write takes of the backlog."""
         if not self._piece:
             return self._backlog
         taken, room = [], self._piece
         for part in self._backlog:
-            taken.append(part[:room])
+            taken.append(memoryview(part)[:room])
             room -= len(taken[-1])
             if not room:
                 break
@@ -246,10 +252,14 @@ class Port:
 
     def _written(self, count: int) -> None:
         backlog = self._backlog
+        self._waiting -= count
+        if not self._waiting:
+            backlog.clear()
+            return
         while count:
             head = backlog[0]
             if count < len(head):
-                backlog[0] = head[count:]
+                backlog[0] = memoryview(head)[count:]
                 return
             count -= len(head)
             backlog.popleft()

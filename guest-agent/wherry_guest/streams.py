@@ -21,7 +21,7 @@ from wherry_guest.messages import (
     StreamOpened,
     Writable,
 )
-from wherry_guest.outbox import Outbox, StreamState
+from wherry_guest.outbox import Buffer, Outbox, StreamState
 
 MAX_WINDOW: Final = 16 * 1024 * 1024
 """Bytes of credit that a peer may give at most: what its silence can make us keep."""
@@ -59,8 +59,8 @@ class Streams:
         self._outbox.post(frames.OPEN, stream.id)
         return stream
 
-    def send(self, stream: StreamState, data: bytes) -> bool:
-        """Queue data; False: no credit is left, stop until `Writable`.
+    def send(self, stream: StreamState, *written: Buffer) -> bool:
+        """Queue data, in one piece or in several; False: no credit is left, stop until `Writable`.
 
         On a stream that was reset the data is dropped (True).
 
@@ -71,8 +71,9 @@ class Streams:
             return True
         if not stream.sending:
             raise ValueError(f"stream {stream.id} was ended")
-        if data:
-            self._outbox.send(stream, data)
+        pieces = [piece for piece in written if piece]
+        if pieces:
+            self._outbox.send(stream, (sum(map(len, pieces)), pieces))
         stream.starved = stream.room <= 0
         return not stream.starved
 

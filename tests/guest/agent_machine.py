@@ -22,7 +22,7 @@ from containers_harness import SPEC, cgroup_root, make_busybox, remove_cgroups
 from waiting import PATIENCE
 
 from wherry.link import AgentEvent, Link, Stream, StreamReset, local_socket, open_link
-from wherry_guest.agent.logfile import HEADER
+from wherry_guest.agent.logframes import HEADER
 
 DEADLINE = 30.0 * PATIENCE
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.link import AgentEvent, Link, Stream, open_link, over_socket
-from wherry_guest.agent.logfile import HEADER
+from wherry_guest.agent.logframes import HEADER
 from wherry_guest.agent.paths import Paths
 from wherry_guest.agent.server import Agent
 from wherry_guest.core.syscalls import Kernel

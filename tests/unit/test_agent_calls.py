@@ -16,7 +16,7 @@ from wherry.errors import AgentError
 from wherry.link import StreamReset
 from wherry_guest import identity
 from wherry_guest.agent import cpio
-from wherry_guest.agent.logfile import STDERR, STDOUT
+from wherry_guest.agent.logframes import STDERR, STDOUT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the agent runs on Linux")
 

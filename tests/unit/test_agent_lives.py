@@ -19,7 +19,7 @@ from waiting import eventually
 from wherry.errors import AgentError
 from wherry_guest.agent import container as container_module
 from wherry_guest.agent import logfile
-from wherry_guest.agent.logfile import STDOUT
+from wherry_guest.agent.logframes import STDOUT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the agent runs on Linux")
 

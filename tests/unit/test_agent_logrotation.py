@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wherry.engine.frames import FrameParser
-from wherry_guest.agent.logfile import GAP, HEADER, STDOUT, Limits, LogFile, gap_frame, log_end
+from wherry_guest.agent.logfile import Limits, LogFile, log_end
+from wherry_guest.agent.logframes import GAP, HEADER, STDOUT, gap_frame
 from wherry_guest.agent.logs import Follower, Log
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the guest's files need pread")

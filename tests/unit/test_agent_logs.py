@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from wherry_guest.agent.logfile import (
-    CHECKPOINT_STEP,
+from wherry_guest.agent.logfile import CHECKPOINT_STEP, LogFile
+from wherry_guest.agent.logframes import (
     HEADER,
     MAX_PAYLOAD,
     STDERR,
     STDOUT,
-    LogFile,
     frame_header,
     payload_length,
 )
@@ -49,9 +48,10 @@ class FakeSink:
         self.received = b""
         self.ended = False
 
-    def write(self, data: bytes) -> bool:
+    def write(self, *pieces: bytes | memoryview) -> bool:
         assert not self.ended, "written after its end"
         assert self.credit > 0, "written while blocked"
+        data = b"".join(pieces)
         self.received += data
         self.credit -= len(data)
         return self.credit > 0

@@ -444,3 +444,35 @@ def test_a_peer_that_never_gets_a_frame_right_loses_its_session() -> None:
         events += pair.host.receive(bytes(frames.FRAME_SIZE))
         pair.settle()
     assert wire.SessionEnded("the stream of frames was damaged") in [*events, *pair.host_events]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 140_000), max_size=3), max_size=6))
+def test_writes_in_several_pieces_arrive_as_one_sequence_of_bytes(writes: list[list[int]]) -> None:
+    pair = opened()
+    here, there = stream_pair(pair)
+    sent = b""
+    for number, lengths in enumerate(writes):
+        pieces = [bytes([number + 1, at]) * (length // 2) for at, length in enumerate(lengths)]
+        sent += b"".join(pieces)
+        pair.guest.streams.send(there, *pieces)
+    received = b""
+    for _ in range(100):
+        pair.settle()
+        for event in pair.taken_events()[0]:
+            if isinstance(event, wire.DataReceived):
+                received += event.data
+                pair.host.streams.consumed(here, len(event.data))
+        if len(received) == len(sent):
+            break
+    assert received == sent
+
+
+def test_what_is_taken_comes_in_pieces_that_a_port_takes_whole() -> None:
+    pair = opened()
+    _, there = stream_pair(pair)
+    pair.guest.streams.send(there, b"head", bytes(60_000))
+    pair.guest.streams.send(there, bytes(200_000))
+    pieces = pair.guest.take(1 << 20)
+    assert len(pieces) > 1
+    assert max(map(len, pieces)) <= 32 * 1024

@@ -28,7 +28,8 @@ from wherry_guest.agent.kernel import (
     make_directory,
     write_atomically,
 )
-from wherry_guest.agent.logfile import STDERR, STDOUT, Limits
+from wherry_guest.agent.logfile import Limits
+from wherry_guest.agent.logframes import STDERR, STDOUT
 from wherry_guest.agent.logs import Log, Output, Unlogged
 from wherry_guest.agent.paths import ContainerPaths
 from wherry_guest.agent.request import NONE, Options, Request

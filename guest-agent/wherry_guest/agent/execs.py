@@ -16,7 +16,7 @@ from wherry_guest.agent.calls import Answer, Params
 from wherry_guest.agent.container import read_exit_code, set_size
 from wherry_guest.agent.containers import Containers
 from wherry_guest.agent.kernel import big_pipe
-from wherry_guest.agent.logfile import STDERR, STDOUT
+from wherry_guest.agent.logframes import STDERR, STDOUT
 from wherry_guest.agent.request import read_size, with_size
 from wherry_guest.agent.stdio import Stdin, StreamPump
 from wherry_guest.agent.tasks import Promise

@@ -17,29 +17,19 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from wherry_guest.agent.kernel import bytes_available, hung_up, make_directory
-
-STDOUT: Final = 1
-STDERR: Final = 2
-
-HEADER: Final = struct.Struct(">BBHIQ")
-"""docs/agent-calls.md: stream, flags, reserved (0), payload length, time_ns."""
-
-GAP: Final = 1
-"""Flag of a frame that is in no log: its payload says how many bytes of the log are skipped."""
-
-_GAP_PAYLOAD: Final = struct.Struct(">Q")
-
-MAX_PAYLOAD: Final = 64 * 1024
-
-FULL_PAYLOAD: Final = 60 * 1024
-"""What we put into one frame: whole pages, and with its header it fits one frame of the wire."""
+from wherry_guest.agent.logframes import (
+    FULL_PAYLOAD,
+    HEADER,
+    frame_header,
+    gap_frame,
+    payload_length,
+)
 
 CHECKPOINT_STEP: Final = 1 << 20
 """Bytes of log after which a frame boundary is noted: an opening scans no more than this."""
@@ -62,25 +52,6 @@ class Limits:
 
 
 UNLIMITED: Final = Limits()
-
-
-def frame_header(stream: int, length: int, time_ns: int) -> bytes:
-    """The 16 bytes before a payload."""
-    return HEADER.pack(stream, 0, 0, length, time_ns)
-
-
-def gap_frame(skipped: int) -> bytes:
-    """What a reader gets in place of `skipped` bytes that are gone."""
-    header = HEADER.pack(STDOUT, GAP, 0, _GAP_PAYLOAD.size, time.time_ns())
-    return header + _GAP_PAYLOAD.pack(skipped)
-
-
-def payload_length(header: bytes) -> int | None:
-    """The length that a header states; None when these 16 bytes are no header."""
-    stream, flags, reserved, length, _ = HEADER.unpack(header)
-    if stream not in (STDOUT, STDERR) or flags or reserved or not 0 < length <= MAX_PAYLOAD:
-        return None
-    return int(length)
 
 
 def log_end(directory: Path) -> int:

@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from wherry_guest.agent.logfile import (
-    FULL_PAYLOAD,
-    HEADER,
     SERVE_BYTES,
     UNLIMITED,
     Cursor,
     Limits,
     LogFile,
     available,
-    frame_header,
     log_end,
 )
+from wherry_guest.agent.logframes import HEADER, PASSING_PAYLOAD, frame_header
 from wherry_guest.loop import Loop, Timer
+from wherry_guest.outbox import Buffer
 
 FIRST_READER: Final = 5.0
 """Seconds that a container without a log waits for the reader who is on his way."""
@@ -37,8 +36,8 @@ FIRST_READER: Final = 5.0
 class Sink(Protocol):
     """Where a follower's bytes go: the guest's end of a stream."""
 
-    def write(self, data: bytes) -> bool:
-        """Take all of `data`; False: no more, please, until the stream is writable again."""
+    def write(self, *pieces: Buffer) -> bool:
+        """Take all of it; False: no more, please, until the stream is writable again."""
 
     def end(self) -> None:
         """Half-close."""
@@ -256,13 +255,14 @@ class Unlogged:
         length = available(pipe)
         if not length:
             return length
-        data = os.read(pipe, min(length, FULL_PAYLOAD))
-        self.size += HEADER.size + len(data)
+        data = os.read(pipe, min(length, PASSING_PAYLOAD))
+        length = len(data)
+        self.size += HEADER.size + length
         if self._followers:
-            frame = frame_header(stream, len(data), time.time_ns()) + data
+            header = frame_header(stream, length, time.time_ns())
             for follower in self._followers[:]:
-                follower.blocked = not follower.sink.write(frame) or follower.blocked
-        return len(data)
+                follower.blocked = not follower.sink.write(header, data) or follower.blocked
+        return length
 
     def follow(self, sink: Sink, offset: int, follow: bool) -> Follower:
         """Send `sink` what comes from now on."""

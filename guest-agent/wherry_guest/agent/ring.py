@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from wherry_guest.agent.logfile import FULL_PAYLOAD, available
+from wherry_guest.agent.logfile import available
+from wherry_guest.agent.logframes import FULL_PAYLOAD
 from wherry_guest.agent.logs import Follower, Log, Sink
 from wherry_guest.loop import Loop, Timer
 

@@ -14,15 +14,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from wherry_guest.agent.kernel import bytes_available
-from wherry_guest.agent.logfile import FULL_PAYLOAD, frame_header
+from wherry_guest.agent.logframes import FULL_PAYLOAD, PASSING_PAYLOAD, frame_header
 from wherry_guest.agent.logs import Output, Sink
 from wherry_guest.channel import GuestStream
 from wherry_guest.loop import Loop, Timer
 
 _os: Final[Any] = os
 
-FRAMES_PER_TURN: Final = 8
-"""Full frames that one pump moves before others get their turn."""
+TURN: Final = 8 * FULL_PAYLOAD
+"""Bytes that one pump moves before others get their turn."""
 
 DISK_RETRY: Final = 0.5
 """Seconds between two tries to write a log to a full disk; the container waits meanwhile."""
@@ -106,7 +106,8 @@ class LogPump:
             self._loop.add_reader(self._terminal, self._terminal_readable)
 
     def _pipe_readable(self) -> None:
-        for _ in range(FRAMES_PER_TURN):
+        budget = TURN
+        while budget > 0:
             if not self._log.ready:
                 self._wait_for_reader()
                 return
@@ -117,8 +118,9 @@ class LogPump:
                 return
             if moved is None:
                 self._finish()
-            if moved != FULL_PAYLOAD:
-                return
+            if not moved or moved < FULL_PAYLOAD:
+                return  # most likely empty; if not, the loop says so
+            budget -= moved
 
     def _terminal_readable(self) -> None:
         if self.done or self._retry is not None or self._waiting:
@@ -162,11 +164,12 @@ class LogPump:
         self._waiting = False
         if self.done:
             return
-        self._listen()
         if self._terminal is None:
             self._pipe_readable()
         else:
             self._terminal_readable()
+        if not (self.done or self._waiting or self._retry is not None):
+            self._listen()  # not before: most often there is more than the reader takes
 
     def _finish(self) -> None:
         self._close()
@@ -229,9 +232,10 @@ class StreamPump:
             self._on_end()
 
     def _readable(self) -> None:
-        for _ in range(FRAMES_PER_TURN):
+        budget = TURN
+        while budget > 0:
             try:
-                data = os.read(self._fd, FULL_PAYLOAD)
+                data = os.read(self._fd, PASSING_PAYLOAD)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -243,11 +247,12 @@ class StreamPump:
                 return
             if self._sink is not None:
                 header = frame_header(self._stream, len(data), time.time_ns())
-                if not self._sink.write(header + data):
+                if not self._sink.write(header, data):
                     self._loop.remove_reader(self._fd)
                     return
-            if len(data) < FULL_PAYLOAD:
+            if len(data) < PASSING_PAYLOAD:
                 return
+            budget -= len(data)
 
 
 class Stdin:
