@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wherry_guest.core.syscalls import oserror
+from wherry_guest.core.libc import oserror
 from wherry_guest.loop import Loop
 
 _os: Final[Any] = os

@@ -1,9 +1,8 @@
 """The one seam to the kernel: every privileged call of the container core goes through `Kernel`.
 
-Rules: methods are thin (one system call, typed, no policy); a failure is an OSError from `oserror`;
-nothing touches libc before the first call, so that the module imports on any OS, and nothing is
-imported later (the root may be a container's by then). Tests put a recording fake in `Kernel`'s
-place. Numbers are from the kernel's uapi headers; those that differ per machine are in `_NUMBERS`.
+Rules: methods are thin (one system call, typed, no policy; `core.libc` says how one is made); a
+failure is an OSError; nothing is imported later (the root may be a container's by then). Tests put
+a recording fake in `Kernel`'s place. Numbers are from the kernel's uapi headers.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from wherry_guest.core.copytree import copy_contents
 from wherry_guest.core.holder import Holder, hold, let_go
+from wherry_guest.core.libc import call_number, check, encoded, libc, oserror, raw_call
 from wherry_guest.core.programs import ProgramEnd, run_program
 from wherry_guest.core.structures import CapData, CapHeader, CloneArgs, MountAttr, OpenHow
 
@@ -107,17 +107,6 @@ RB_POWER_OFF: Final = 0x4321FEDC
 # uapi/linux/capability.h
 CAPABILITY_VERSION_3: Final = 0x20080522
 
-# asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64); 424 and above are the same everywhere.
-_NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
-    "x86_64": {
-        "pivot_root": 155, "keyctl": 250, "ioprio_set": 251, "finit_module": 313,
-        "sched_setattr": 314, "seccomp": 317, "bpf": 321,
-    },
-    "aarch64": {
-        "ioprio_set": 30, "pivot_root": 41, "keyctl": 219, "finit_module": 273,
-        "sched_setattr": 274, "seccomp": 277, "bpf": 280,
-    },
-}  # fmt: skip
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
@@ -145,45 +134,6 @@ _RLIM_INFINITY: Final = 2**64 - 1  # asm-generic/resource.h: ~0UL
 # Names of the standard library that exist on POSIX or Linux only; mypy checks all platforms.
 _os: Final[Any] = os
 _socket: Final[Any] = socket
-
-_MACHINE: Final[str] = _os.uname().machine if hasattr(os, "uname") else ""
-"""Asked once: personality(2) changes what uname(2) says."""
-
-
-_libc_cache: Any = None
-
-
-def _libc() -> Any:
-    global _libc_cache
-    if _libc_cache is None:
-        _libc_cache = ctypes.CDLL(None, use_errno=True)
-    return _libc_cache
-
-
-def oserror(name: str, path: str | None = None) -> NoReturn:
-    """Raise the OSError for the system call `name` that just failed, on `path` if there is one."""
-    number = ctypes.get_errno()
-    raise OSError(number, f"{name}: {os.strerror(number)}", path)
-
-
-def _check(result: int, name: str, path: str | None = None) -> int:
-    if result == -1:
-        oserror(name, path)
-    return result
-
-
-def _number(name: str) -> int:
-    return _NUMBERS[_MACHINE][name]
-
-
-def _syscall(number: int, name: str, *args: Any, path: str | None = None) -> int:
-    """A raw system call; integers go as longs (variadic C would take them for ints)."""
-    converted = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    return _check(_libc().syscall(ctypes.c_long(number), *converted), name, path)
-
-
-def _bytes(text: str | None) -> bytes | None:
-    return None if text is None else os.fsencode(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,27 +169,27 @@ class Kernel:
     def mount(
         self, source: str | None, target: str, fstype: str | None, flags: int, data: str | None
     ) -> None:
-        args = (_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data))
-        _check(_libc().mount(*args), "mount", target)
+        names = (encoded(source), encoded(target), encoded(fstype))
+        check(libc().mount(*names, ctypes.c_ulong(flags), encoded(data)), "mount", target)
 
     def umount(self, target: str, flags: int = 0) -> None:
-        _check(_libc().umount2(_bytes(target), flags), "umount2", target)
+        check(libc().umount2(encoded(target), flags), "umount2", target)
 
     def pivot_root(self, new_root: str, put_old: str) -> None:
-        _syscall(_number("pivot_root"), "pivot_root", _bytes(new_root), _bytes(put_old))
+        raw_call(call_number("pivot_root"), "pivot_root", encoded(new_root), encoded(put_old))
 
     def open_tree(self, path: str, recursive: bool, directory: int = AT_FDCWD) -> int:
         """A detached copy of the mount at `path` ("" with `directory`: of that descriptor)."""
         flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
         flags |= AT_RECURSIVE if recursive else 0
         flags |= 0 if path else AT_EMPTY_PATH
-        return _syscall(_OPEN_TREE, "open_tree", directory, _bytes(path), flags, path=path)
+        return raw_call(_OPEN_TREE, "open_tree", directory, encoded(path), flags, path=path)
 
     def move_mount(self, tree: int, target: str, directory: int = AT_FDCWD) -> None:
         """Attach the detached mount `tree` at `target` ("" with `directory`: on that one)."""
         flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
-        args = (tree, b"", directory, _bytes(target), flags)
-        _syscall(_MOVE_MOUNT, "move_mount", *args, path=target)
+        args = (tree, b"", directory, encoded(target), flags)
+        raw_call(_MOVE_MOUNT, "move_mount", *args, path=target)
 
     def mount_setattr(
         self, directory: int, path: str, recursive: bool, attr_set: int, attr_clear: int
@@ -247,44 +197,44 @@ class Kernel:
         """Change MOUNT_ATTR_* flags of the mount at `path`, or (path "") of the descriptor."""
         attr = MountAttr(attr_set, attr_clear, 0, 0)
         flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
-        args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
-        _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
+        args = (directory, encoded(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
+        raw_call(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
 
     def set_propagation(self, directory: int, path: str, recursive: bool, mode: int) -> None:
         """Change the propagation (MS_PRIVATE, MS_SLAVE, …) of a mount, given as above."""
         attr = MountAttr(0, 0, mode, 0)
         flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
-        args = (directory, _bytes(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
-        _syscall(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
+        args = (directory, encoded(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
+        raw_call(_MOUNT_SETATTR, "mount_setattr", *args, path=path)
 
     def set_id_map(self, tree: int, recursive: bool, user_namespace: int) -> None:
         """Map owners in the detached mount `tree` as the user namespace does; only once."""
         attr = MountAttr(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
         flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
         args = (tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
-        _syscall(_MOUNT_SETATTR, "mount_setattr", *args)
+        raw_call(_MOUNT_SETATTR, "mount_setattr", *args)
 
     def fsopen(self, fstype: str) -> int:
-        return _syscall(_FSOPEN, "fsopen", _bytes(fstype), _CLOEXEC, path=fstype)
+        return raw_call(_FSOPEN, "fsopen", encoded(fstype), _CLOEXEC, path=fstype)
 
     def fsconfig(self, fd: int, command: int, key: str | None, value: str | None) -> None:
-        args = (fd, command, _bytes(key), _bytes(value), 0)
-        _syscall(_FSCONFIG, "fsconfig", *args, path=key)
+        args = (fd, command, encoded(key), encoded(value), 0)
+        raw_call(_FSCONFIG, "fsconfig", *args, path=key)
 
     def fsmount(self, fd: int, attributes: int) -> int:
         """A detached mount of the file system that `fsopen` and `fsconfig` have described."""
-        return _syscall(_FSMOUNT, "fsmount", fd, _CLOEXEC, attributes)
+        return raw_call(_FSMOUNT, "fsmount", fd, _CLOEXEC, attributes)
 
     # Namespaces and processes.
 
     def unshare(self, flags: int) -> None:
-        _check(_libc().unshare(flags), "unshare")
+        check(libc().unshare(flags), "unshare")
 
     def setns(self, fd: int, flags: int) -> None:
-        _check(_libc().setns(fd, flags), "setns")
+        check(libc().setns(fd, flags), "setns")
 
     def pidfd_open(self, pid: int) -> int:
-        return _syscall(_PIDFD_OPEN, "pidfd_open", pid, 0)
+        return raw_call(_PIDFD_OPEN, "pidfd_open", pid, 0)
 
     def clone(self, flags: int, cgroup: int | None) -> int:
         """fork() with namespaces, born in a cgroup; 0 in the child.
@@ -297,7 +247,7 @@ class Kernel:
         if cgroup is not None:
             args.flags |= CLONE_INTO_CGROUP
             args.cgroup = cgroup
-        return _syscall(_CLONE3, "clone3", ctypes.byref(args), ctypes.sizeof(args))
+        return raw_call(_CLONE3, "clone3", ctypes.byref(args), ctypes.sizeof(args))
 
     def hold_user_namespace(self) -> Holder:
         """A child in a new user namespace, without mappings, that ends with `let_go`."""
@@ -322,15 +272,15 @@ class Kernel:
 
     def sethostname(self, name: str) -> None:
         data = name.encode()
-        _check(_libc().sethostname(data, ctypes.c_size_t(len(data))), "sethostname")
+        check(libc().sethostname(data, ctypes.c_size_t(len(data))), "sethostname")
 
     def setdomainname(self, name: str) -> None:
         data = name.encode()
-        _check(_libc().setdomainname(data, ctypes.c_size_t(len(data))), "setdomainname")
+        check(libc().setdomainname(data, ctypes.c_size_t(len(data))), "setdomainname")
 
     def prctl(self, option: int, *args: int) -> None:
         longs = [ctypes.c_ulong(arg) for arg in (*args, *[0] * (4 - len(args)))]
-        _check(_libc().prctl(option, *longs), "prctl")
+        check(libc().prctl(option, *longs), "prctl")
 
     def capset(self, effective: int, permitted: int, inheritable: int) -> None:
         """Set the calling process's sets; each is a 64-bit mask."""
@@ -340,7 +290,7 @@ class Kernel:
             for shift in (0, 32)
         ]
         data = (CapData * 2)(*halves)
-        _check(_libc().capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+        check(libc().capset(ctypes.byref(header), ctypes.byref(data)), "capset")
 
     def setgroups(self, groups: Sequence[int]) -> None:
         _os.setgroups(list(groups))
@@ -353,35 +303,35 @@ class Kernel:
 
     def set_file_ids(self, uid: int, gid: int) -> None:
         """The ids that files are made and opened with; setfsuid(2) cannot fail for root."""
-        _libc().setfsgid(gid)
-        _libc().setfsuid(uid)
+        libc().setfsgid(gid)
+        libc().setfsuid(uid)
 
     def setrlimit(self, resource: int, soft: int, hard: int) -> None:
         limits = (ctypes.c_ulong * 2)(soft & _RLIM_INFINITY, hard & _RLIM_INFINITY)
-        _check(_libc().setrlimit(resource, limits), "setrlimit")
+        check(libc().setrlimit(resource, limits), "setrlimit")
 
     def raise_hard_limit(self, resource: int, hard: int) -> None:
         """Let the hard limit be at least `hard`, and the soft one as it is."""
         limits = (ctypes.c_ulong * 2)()
-        _check(_libc().getrlimit(resource, limits), "getrlimit")
+        check(libc().getrlimit(resource, limits), "getrlimit")
         if limits[1] < hard & _RLIM_INFINITY:
             self.setrlimit(resource, limits[0], hard)
 
     def sched_setattr(self, attributes: bytes) -> None:
         """Set the calling process's scheduling from a struct sched_attr."""
-        _syscall(_number("sched_setattr"), "sched_setattr", 0, attributes, 0)
+        raw_call(call_number("sched_setattr"), "sched_setattr", 0, attributes, 0)
 
     def ioprio_set(self, priority: int) -> None:
         args = (IOPRIO_WHO_PROCESS, 0, priority)
-        _syscall(_number("ioprio_set"), "ioprio_set", *args)
+        raw_call(call_number("ioprio_set"), "ioprio_set", *args)
 
     def personality(self, domain: int) -> None:
-        _check(_libc().personality(ctypes.c_ulong(domain)), "personality")
+        check(libc().personality(ctypes.c_ulong(domain)), "personality")
 
     def new_session_keyring(self) -> None:
         """A new anonymous session keyring instead of the inherited one."""
         args = (KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_void_p(None))
-        _syscall(_number("keyctl"), "keyctl", *args)
+        raw_call(call_number("keyctl"), "keyctl", *args)
 
     def umask(self, mask: int) -> None:
         os.umask(mask)
@@ -389,17 +339,17 @@ class Kernel:
     def bpf(self, command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
         """bpf(2) with a `union bpf_attr` given as bytes."""
         args = (command, ctypes.byref(attributes), ctypes.sizeof(attributes))
-        return _syscall(_number("bpf"), "bpf", *args)
+        return raw_call(call_number("bpf"), "bpf", *args)
 
     def seccomp(self, operation: int, flags: int, program: Any) -> None:
         """seccomp(2); `program` is a ctypes pointer to struct sock_fprog."""
-        _syscall(_number("seccomp"), "seccomp", operation, flags, program)
+        raw_call(call_number("seccomp"), "seccomp", operation, flags, program)
 
     def execve(self, path: str, args: Sequence[str], env: Sequence[str]) -> NoReturn:
         """Replace the process. `env` is "NAME=value", kept in order (os.execve takes a dict)."""
         argv = (ctypes.c_char_p * (len(args) + 1))(*map(os.fsencode, args), None)
         envp = (ctypes.c_char_p * (len(env) + 1))(*map(os.fsencode, env), None)
-        _libc().execve(_bytes(path), argv, envp)
+        libc().execve(encoded(path), argv, envp)
         oserror("execve", path)
 
     # Files and descriptors.
@@ -468,16 +418,16 @@ class Kernel:
         args = (directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
         for _ in range(_OPENAT2_TRIES):
             try:
-                return _syscall(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
+                return raw_call(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
             except BlockingIOError:  # EAGAIN: something was renamed on the way; openat2(2)
                 continue
-        return _syscall(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
+        return raw_call(_OPENAT2, "openat2", *args, path=os.fsdecode(path))
 
     def sealed_file(self, name: str, data: bytes) -> int:
         """A file in memory that nobody can change any more; closed on exec."""
         fd: int = _os.memfd_create(name, _os.MFD_CLOEXEC | _os.MFD_ALLOW_SEALING)
         os.write(fd, data)
-        _check(_libc().fcntl(fd, _F_ADD_SEALS, ctypes.c_int(_ALL_SEALS)), "fcntl")
+        check(libc().fcntl(fd, _F_ADD_SEALS, ctypes.c_int(_ALL_SEALS)), "fcntl")
         return fd
 
     def copy_contents(self, source: int, target: int, lock: int = -1) -> None:
@@ -487,7 +437,7 @@ class Kernel:
             lock: a descriptor that all who might do so at the same time lock, flock(2).
         """
         if lock >= 0 and not os.listdir(target):
-            _check(_libc().flock(lock, LOCK_EX), "flock")
+            check(libc().flock(lock, LOCK_EX), "flock")
         copy_contents(source, target)
 
     def close(self, fd: int) -> None:
@@ -498,8 +448,8 @@ class Kernel:
 
     def duplicate(self, fd: int, lowest: int) -> int:
         """A duplicate of `fd`, closed on exec, whose number is at least `lowest`."""
-        number = _libc().fcntl(fd, _F_DUPFD_CLOEXEC, ctypes.c_int(lowest))
-        return _check(number, "fcntl")
+        number = libc().fcntl(fd, _F_DUPFD_CLOEXEC, ctypes.c_int(lowest))
+        return check(number, "fcntl")
 
     def read(self, fd: int, size: int) -> bytes:
         return os.read(fd, size)
@@ -513,7 +463,7 @@ class Kernel:
             os.close(fd)
 
     def close_range(self, first: int, last: int, flags: int = 0) -> None:
-        _syscall(_CLOSE_RANGE, "close_range", first, last, flags)
+        raw_call(_CLOSE_RANGE, "close_range", first, last, flags)
 
     def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
         """The call's result; not the changed bytes."""
@@ -522,7 +472,7 @@ class Kernel:
             pointer = ctypes.create_string_buffer(argument, len(argument))
         else:
             pointer = ctypes.c_ulong(argument)
-        return _check(_libc().ioctl(fd, ctypes.c_ulong(request), pointer), "ioctl")
+        return check(libc().ioctl(fd, ctypes.c_ulong(request), pointer), "ioctl")
 
     def netlink(self, requests: Sequence[bytes]) -> None:
         """Send rtnetlink requests (built with `core.netlink`), each until its acknowledgement."""
@@ -539,10 +489,10 @@ class Kernel:
     # The machine.
 
     def finit_module(self, fd: int, parameters: str = "") -> None:
-        _syscall(_number("finit_module"), "finit_module", fd, _bytes(parameters), 0)
+        raw_call(call_number("finit_module"), "finit_module", fd, encoded(parameters), 0)
 
     def swapon(self, path: str, flags: int) -> None:
-        _check(_libc().swapon(_bytes(path), flags), "swapon", path)
+        check(libc().swapon(encoded(path), flags), "swapon", path)
 
     def reboot(self, command: int) -> None:
-        _check(_libc().reboot(ctypes.c_int(command & 0xFFFFFFFF)), "reboot")
+        check(libc().reboot(ctypes.c_int(command & 0xFFFFFFFF)), "reboot")
