@@ -21,6 +21,9 @@ from wherry.service.logon import Logon
 from wherry.service.rendering import (
     RUN_VALUE_LIMIT,
     launchd_plist,
+    program_of_plist,
+    program_of_run_key,
+    program_of_systemd,
     run_key_command,
     systemd_quote,
     systemd_service,
@@ -91,6 +94,22 @@ def test_the_engine_ends_alone_and_its_socket_is_its_owners() -> None:
 @given(st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"])))
 def test_systemd_reads_back_what_was_quoted(text: str) -> None:
     assert words(systemd_quote(text).replace("$", "$$")) == [text.replace("$$", "$$")]
+
+
+@given(st.text(st.characters(min_codepoint=33, exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_the_program_of_a_service_is_read_back(program: str) -> None:
+    service = replace(SERVICE, program=program)
+    assert program_of_systemd(systemd_service(service)) == program
+    assert program_of_plist(launchd_plist(service)) == program
+
+
+def test_the_program_of_a_run_key_is_read_back_and_of_others_files_none() -> None:
+    service = replace(SERVICE, program=r"C:\Program Files\Python\python.exe", home=Path("h"))
+    assert program_of_run_key(run_key_command(service)) == r"C:\Program Files\Python\pythonw.exe"
+    assert program_of_run_key(r"C:\Python\pythonw.exe -m wherry") == r"C:\Python\pythonw.exe"
+    assert program_of_systemd("[Service]\nExecStart=/bin/true\n") is None
+    assert program_of_plist(b"no list") is None
+    assert program_of_plist(plistlib.dumps({})) is None
 
 
 def test_a_launch_agent_has_the_socket_and_lets_qemu_live() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wherry.doctor import host, network, processes, qemu, storage
+from wherry.doctor import host, network, processes, qemu, services, storage
 from wherry.doctor.finding import Check, Status
 
 DEEP_SECONDS = 3600.0
@@ -17,6 +17,7 @@ CHECKS = (
     Check("accelerator", qemu.accelerator, seconds=25.0),
     Check("engines", processes.engines, seconds=30.0),
     Check("machines", processes.machines, seconds=20.0),
+    Check("services", services.services, seconds=150.0),
     Check("sockets", processes.stale_sockets),
     Check("other-qemu", processes.other_qemus),
     Check("machine.json", storage.machine_configurations),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wherry.osutil import atomic_write
 from wherry.service.definition import Service
-from wherry.service.rendering import launchd_plist
+from wherry.service.rendering import launchd_plist, program_of_plist
 from wherry.service.running import Run, ServiceError, must, run
 
 
@@ -53,6 +53,12 @@ class Launchd:
 
     def installed(self, label: str) -> bool:
         return self._file(label).exists()
+
+    def program(self, label: str) -> str | None:
+        try:
+            return program_of_plist(self._file(label).read_bytes())
+        except OSError:
+            return None
 
     def listening(self, label: str) -> bool:
         """launchd holds the socket of every agent that is loaded."""

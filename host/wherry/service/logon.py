@@ -10,7 +10,7 @@ import sys
 from typing import Protocol
 
 from wherry.service.definition import Service
-from wherry.service.rendering import run_key_command
+from wherry.service.rendering import program_of_run_key, run_key_command
 from wherry.service.running import ServiceError
 
 RUN_KEY = r"Software\Microsoft\Windows\CurrentVersion\Run"
@@ -54,6 +54,10 @@ class Logon:
 
     def installed(self, label: str) -> bool:
         return self._values.get(label) is not None
+
+    def program(self, label: str) -> str | None:
+        command = self._values.get(label)
+        return None if command is None else program_of_run_key(command)
 
     def listening(self, label: str) -> None:
         """Nobody holds a pipe for an engine."""

@@ -41,6 +41,10 @@ class Manager(Protocol):
         """Whether that is there; runs nothing."""
         ...
 
+    def program(self, label: str) -> str | None:
+        """The program that it runs. None: it is not installed, or cannot be read; runs nothing."""
+        ...
+
     def listening(self, label: str) -> bool | None:
         """Whether the manager holds the socket now. None: it holds none."""
         ...

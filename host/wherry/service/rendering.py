@@ -123,6 +123,29 @@ def run_key_command(service: Service) -> str:
     return command
 
 
+def program_of_systemd(unit: str) -> str | None:
+    """The program of a unit that `systemd_service` has written; None: it is another one's."""
+    found = re.search(r'^ExecStart="((?:[^"\\]|\\.)*)"', unit, re.MULTILINE)
+    if found is None:
+        return None
+    plain = re.sub(r"\\(.)", r"\1", found[1])
+    return plain.replace("$$", "$").replace("%%", "%")
+
+
+def program_of_plist(plist: bytes) -> str | None:
+    """The same of a property list."""
+    try:
+        return str(plistlib.loads(plist)["ProgramArguments"][0])
+    except (plistlib.InvalidFileException, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def program_of_run_key(command: str) -> str | None:
+    """The same of a value of the `Run` key."""
+    found = re.match(r'"([^"]+)"|(\S+)', command)
+    return (found[1] or found[2]) if found else None
+
+
 def windowless(program: str) -> str:
     """`pythonw.exe` beside a `python.exe`."""
     return re.sub(r"(?i)\bpython\.exe$", "pythonw.exe", program)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wherry.osutil import atomic_write
 from wherry.service.definition import Service
-from wherry.service.rendering import systemd_service, systemd_socket
+from wherry.service.rendering import program_of_systemd, systemd_service, systemd_socket
 from wherry.service.running import Run, ServiceError, must, run
 
 _SYSTEMCTL = ("systemctl", "--user")
@@ -81,6 +81,12 @@ class Systemd:
 
     def installed(self, label: str) -> bool:
         return any((self._directory / f"{label}.{kind}").exists() for kind in ("socket", "service"))
+
+    def program(self, label: str) -> str | None:
+        try:
+            return program_of_systemd((self._directory / f"{label}.service").read_text())
+        except (OSError, ValueError):
+            return None
 
     def listening(self, label: str) -> bool:
         return self._up() and not self._run([*_SYSTEMCTL, "is-active", f"{label}.socket"]).code
