@@ -100,6 +100,17 @@ def test_an_accelerator_that_was_asked_for_must_work(qemu: Qemu, device: Path) -
         choose(qemu, device, Prober(False), "kvm")
 
 
+def test_windows_is_told_how_to_have_its_hypervisor(qemu: Qemu, device: Path) -> None:
+    refuses, cache = Prober(False), device.parent / "cache" / "probes.json"
+    found = choose_accel(qemu, "auto", cache, probe=refuses, hardware="whpx", device=device)
+    assert found.name == "tcg"
+    assert "HypervisorPlatform" in (found.note or "")
+    with pytest.raises(MachineError) as caught:
+        choose_accel(qemu, "whpx", cache, probe=refuses, hardware="whpx", device=device)
+    assert "HypervisorPlatform" in (caught.value.hint or "")
+    assert "WHERRY_ACCEL" in (caught.value.hint or "")
+
+
 def test_an_unknown_accelerator_is_an_error(qemu: Qemu, device: Path) -> None:
     with pytest.raises(MachineError, match="unknown accelerator 'warp'"):
         choose(qemu, device, Prober(True), "warp")

@@ -6,17 +6,39 @@ import json
 import os
 import re
 import signal
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from registry import RunningRegistry
 from waiting import eventually
+from wine_console import COLUMNS, CTRL_C, ROWS, ConsoleProgram, in_console
 from wine_tier import Finished, Windows, windows_path
 
 pytestmark = [pytest.mark.wine, pytest.mark.timeout(300)]
 
 HERE = Path(__file__).parent
+
+DIAL = """
+busybox nsenter -t 1 -m -- /usr/sbin/nft flush ruleset || exit 9
+for port in "$@"; do busybox nc -w 5 10.0.2.2 $port </dev/null 2>/dev/null & done
+wait
+"""
+"""In the guest, by its root, who can lift its own rules: 10.0.2.2 is the host's loopback there."""
+
+EXAMINE = """
+from wherry.doctor import processes
+from wherry.doctor.finding import Context
+from wherry.paths import Home
+from wherry.settings import Settings
+context = Context(Home.default(), Settings(), ("default",))
+for check in (processes.engines, processes.machines):
+    for finding in check(context):
+        print(finding.status.value, finding.detail.partition(" (")[0].split()[-1])
+"""
 
 
 class WindowsWherry:
@@ -30,6 +52,10 @@ class WindowsWherry:
 
     def run(self, *arguments: str, input: bytes = b"", timeout: float = 60) -> Finished:
         return self.python("-m", "wherry", *arguments, input=input, timeout=timeout)
+
+    def console(self, *arguments: str) -> AbstractContextManager[ConsoleProgram]:
+        home = windows_path(self.home)
+        return in_console(self.windows, "-m", "wherry", *arguments, WHERRY_HOME=home)
 
     def out(self, *arguments: str, input: bytes = b"", timeout: float = 60) -> str:
         return self.run(*arguments, input=input, timeout=timeout).ok()
@@ -72,6 +98,26 @@ def test_exec_has_standard_input_logs_and_stop_work(machine: WindowsWherry) -> N
     machine.out("rm", "long")
 
 
+def test_a_terminal_reaches_the_container_with_letters_of_every_kind(
+    machine: WindowsWherry,
+) -> None:
+    with machine.console("run", "-it", "--rm", "localhost/busybox", "sh") as program:
+        program.expect("# ")
+        program.type("stty size; echo \u00e9\u20ac | od -t x1 -A n; exit 3\r".encode())
+        assert program.status() == 3
+    assert f"{ROWS} {COLUMNS}".encode() in program.said
+    assert b"c3 a9 e2 82 ac 0a" in program.said
+
+
+def test_ctrl_c_reaches_the_container(machine: WindowsWherry) -> None:
+    script = "trap 'echo heard; exit 9' INT; echo begun; while :; do sleep 0.1; done"
+    with machine.console("run", "--rm", "localhost/busybox", "sh", "-c", script) as program:
+        program.expect("begun")
+        program.type(CTRL_C)
+        assert program.status() == 9
+    assert b"heard" in program.said
+
+
 def test_docker_py_works_through_the_pipe(machine: WindowsWherry) -> None:
     said = machine.python(windows_path(HERE / "in_wine_docker.py"), timeout=90).ok()
     assert said.splitlines() == ["linux", "hello", "0", "through the pipe"]
@@ -88,6 +134,16 @@ def test_no_port_is_open_while_the_machine_runs(machine: WindowsWherry) -> None:
     ports = {int(port) for word in plan["argv"] for port in re.findall(r",port=(\d+),", word)}
     assert len(ports) == 4
     assert not ports & listening
+    options = ("--privileged", "--pid", "host", "--network", "host")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_greet, args=(listener,), daemon=True).start()
+        numbers = map(str, (listener.getsockname()[1], *ports))
+        words = ("localhost/busybox", "sh", "-c", DIAL, "sh", *numbers)
+        assert machine.out("run", "--rm", *options, *words) == "a stranger's"
+
+
+def test_doctor_asks_engine_and_qemu_through_their_pipes(machine: WindowsWherry) -> None:
+    assert machine.python("-c", EXAMINE).ok().splitlines() == ["ok answers", "ok runs"]
 
 
 def test_the_machine_is_taken_over_when_the_engine_is_killed(machine: WindowsWherry) -> None:
@@ -99,6 +155,13 @@ def test_the_machine_is_taken_over_when_the_engine_is_killed(machine: WindowsWhe
     assert machine.out("exec", "survivor", "echo", "alive") == "alive"
     assert _engine_process(machine.home) != killed
     machine.out("rm", "--force", "survivor")
+
+
+def _greet(listener: socket.socket) -> None:
+    """The one port that is to answer: it shows that calls do arrive."""
+    caller, _ = listener.accept()
+    with caller:
+        caller.sendall(b"a stranger's\n")
 
 
 def _engine_process(home: Path) -> int:
