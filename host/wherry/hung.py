@@ -108,6 +108,12 @@ class Guarded:
         self._connection = connection
         self._guard = guard
 
+    def __enter__(self) -> Guarded:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def sendall(self, data: bytes, /) -> None:
         self._connection.sendall(data)
 

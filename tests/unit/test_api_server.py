@@ -258,7 +258,6 @@ def test_an_attached_stream_goes_both_ways_and_half_closes(
         "/containers/one/attach", query={"stream": 1, "stdin": 1, "stdout": 1, "stderr": 1}
     )
     with connection:
-        connection.settimeout(10)
         connection.sendall(b"hello")
         connection.shutdown(socket.SHUT_WR)
         answer = early
