@@ -85,12 +85,14 @@ SPEC: dict[str, Any] = {
 
 
 def held_open(pid: int) -> list[str]:
-    """What a process has open, as /proc names it, without spare network namespaces.
+    """What a process has open, as /proc names it, without one network namespace.
 
     PID 1 makes one ready for the next container when it has nothing else to do, so that it is open
-    or not says nothing about what was forgotten.
+    or not says nothing about what was forgotten; a second one would.
     """
-    return [link for link in open_files(pid) if not link.startswith("net:")]
+    links = open_files(pid)
+    spare = next((link for link in links if link.startswith("net:")), None)
+    return [link for link in links if link != spare]
 
 
 def open_files(pid: int) -> list[str]:
@@ -229,12 +231,12 @@ class Machine:
 
     def cradles(self) -> list[int]:
         """The cradle, and the processes that mounts end with."""
-        found = []
-        for pid in self.children():
-            with contextlib.suppress(OSError):  # it has just ended
-                if Path(f"/proc/{pid}/cmdline").read_bytes() in (b"wherry-cradle\0", b""):
-                    found.append(pid)  # a process that is not reaped yet has no command line
-        return found
+        return [pid for pid in self.children() if _command_line(pid) in _CRADLES]
+
+    def others(self) -> list[int]:
+        """PID 1's children besides cradles, of which `settle` waits for all but one to end."""
+        self.settle()
+        return [pid for pid in self.children() if _command_line(pid) not in (*_CRADLES, None)]
 
     def children(self) -> list[int]:
         """PID 1's."""
@@ -292,6 +294,18 @@ class Machine:
             ours = tuple(os.dup(answer.terminal) for _ in range(3))
             os.close(answer.terminal)
         return Running(key, answer, *ours)
+
+
+_CRADLES = (b"wherry-cradle\0", b"")
+"""Command lines; a process that is not reaped yet has none."""
+
+
+def _command_line(pid: int) -> bytes | None:
+    """None: it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
 
 
 def open_machine(directory: Path, **environment: str) -> Machine:

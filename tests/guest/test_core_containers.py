@@ -466,13 +466,12 @@ def test_path_lookup_is_along_the_containers_own_path(machine: Machine) -> None:
 # Failures leave nothing.
 
 
-def leftovers(machine: Machine) -> tuple[set[str], str, list[str]]:
+def leftovers(machine: Machine) -> tuple[set[str], str, list[int]]:
     """Cgroups, the mounts of PID 1's process, and its children."""
-    machine.settle()
+    others = machine.others()
     cgroups = {path.name for path in machine.cgroups.iterdir() if path.is_dir()}
     pid = machine.process.pid
-    table = Path(f"/proc/{pid}/mounts").read_text()
-    return cgroups, table, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return cgroups, Path(f"/proc/{pid}/mounts").read_text(), others
 
 
 def broken_specs(machine: Machine) -> dict[str, tuple[dict, str]]:

@@ -350,21 +350,23 @@ def test_who_has_the_machines_network_leaves_the_spare_one(machine: Machine) -> 
 
 
 def test_mounts_end_with_their_container(machine: Machine) -> None:
-    def mount_namespaces() -> int:
-        found = set()
-        for process in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):  # no process, or one that has ended
-                found.add((process / "ns/mnt").readlink())
-        return len(found)
+    def holders(mounts: Path) -> list[int]:
+        """Of PID 1's children, and PID 1 by a descriptor: other machines are none of ours."""
+        found = [machine.process.pid] * open_files(machine.process.pid).count(str(mounts))
+        for pid in machine.children():
+            with contextlib.suppress(OSError):  # it has ended
+                if Path(f"/proc/{pid}/ns/mnt").readlink() == mounts:
+                    found.append(pid)
+        return found
 
     machine.run("true")
     cradle_of(machine)
-    before = mount_namespaces()
     running = machine.start(machine.spec("sleep", "1000"))
+    mounts = Path(f"/proc/{running.pid}/ns/mnt").readlink()
+    assert running.pid in holders(mounts)
     finish(machine, running)
-    machine.settle()
-    assert len(machine.children()) == 2  # the agent and the cradle
-    assert mount_namespaces() <= before
+    assert machine.others() == [machine.agent_pid]
+    eventually("its mounts are gone", lambda: not holders(mounts))
 
 
 def descriptors(pid: int) -> list[str]:

@@ -109,11 +109,6 @@ def test_a_container_that_ends_at_once_is_started_first(machine: Machine) -> Non
             os.close(fd)
 
 
-def children(machine: Machine) -> list[str]:
-    pid = machine.process.pid
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -125,13 +120,13 @@ def children(machine: Machine) -> list[str]:
 def test_failures_outside_and_inside_leave_nothing(
     machine: Machine, field: str, value: Any, message: str
 ) -> None:
-    before = children(machine), set(machine.cgroups.iterdir())
+    before = machine.others(), set(machine.cgroups.iterdir())
     spec = mapped(machine, "true")
     spec["linux"][field] = value
     with pytest.raises(StartFailed) as failure:
         machine.start(spec)
     assert message in failure.value.report.message
-    assert (children(machine), set(machine.cgroups.iterdir())) == before
+    assert (machine.others(), set(machine.cgroups.iterdir())) == before
 
 
 def test_descriptors_of_pid_1_do_not_leak(machine: Machine) -> None:
