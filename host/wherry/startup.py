@@ -8,7 +8,6 @@ folder, and it ends with the client.
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import re
 import shutil
@@ -28,7 +27,6 @@ START_DEADLINE = 30.0
 """Seconds that another client may take to start the engine."""
 
 _PIPE_POLL_SECONDS = 0.02
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 _LOG_HEAD = re.compile(r"\d{4}-\d\d-\d\d \S+ [A-Z]+ [\w.]+: ")
 """As `engine.daemon.start_logging` has it."""
@@ -78,8 +76,10 @@ def listen_and_spawn(home: Home, machine: str) -> Connection:
 
 def cannot_write(error: BaseException) -> bool:
     """Whether `start_engine` has failed for a state directory that is there, to be read only."""
+    from wherry.osutil import is_refused
+
     cause = error.__cause__
-    return sys.platform != "win32" and isinstance(cause, OSError) and cause.errno in _READ_ONLY
+    return sys.platform != "win32" and isinstance(cause, OSError) and is_refused(cause)
 
 
 def reading_engine(home: Home, machine: str) -> Path:

@@ -16,7 +16,7 @@ from wherry.errors import LinkError
 from wherry.machine import Machine, MachineState, pausing
 from wherry.machine.pausing import BY_HAND, DISK_FULL, StillPaused
 from wherry.machine.qmp import Qmp
-from wherry.osutil import is_alive
+from wherry.osutil import ProcessIdentity, is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="QEMU's sockets are Unix's here")
 
@@ -92,14 +92,20 @@ def test_a_machine_whose_disk_was_full_goes_on_by_itself(root: Path, disk: list[
     play(root, work)
 
 
+async def left_paused(world: World, disk: list[str]) -> ProcessIdentity:
+    """The QEMU of an engine that has ended while its machine waited for room."""
+    first = world.machine()
+    await first.ensure_running()
+    process = process_of(first)
+    disk.append("full")
+    await pause(first, "x-disk-full")
+    await first.aclose()
+    return process
+
+
 def test_a_machine_that_waits_for_room_survives_its_engine(root: Path, disk: list[str]) -> None:
     async def work(world: World) -> None:
-        first = world.machine()
-        await first.ensure_running()
-        process = process_of(first)
-        disk.append("full")
-        await pause(first, "x-disk-full")
-        await first.aclose()
+        process = await left_paused(world, disk)
         second = world.machine()
         assert not await second.adopt()
         assert (second.state, second.paused) == (MachineState.RUNNING, DISK_FULL)
@@ -120,12 +126,7 @@ def test_a_machine_that_was_left_paused_is_taken_over_when_there_is_room(
     root: Path, disk: list[str]
 ) -> None:
     async def work(world: World) -> None:
-        first = world.machine()
-        await first.ensure_running()
-        process = process_of(first)
-        disk.append("full")
-        await pause(first, "x-disk-full")
-        await first.aclose()
+        process = await left_paused(world, disk)
         second = world.machine()
         assert not await second.adopt()
         disk.clear()
@@ -138,12 +139,7 @@ def test_a_machine_that_was_left_paused_is_taken_over_when_there_is_room(
 
 def test_a_machine_that_was_left_paused_can_be_stopped(root: Path, disk: list[str]) -> None:
     async def work(world: World) -> None:
-        first = world.machine()
-        await first.ensure_running()
-        process = process_of(first)
-        disk.append("full")
-        await pause(first, "x-disk-full")
-        await first.aclose()
+        process = await left_paused(world, disk)
         second = world.machine()
         states: list[MachineState] = []
         second.on_state(states.append)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.osutil import reserve
-from wherry.osutil.databases import open_or_copy
+from wherry.osutil.databases import Database
 from wherry.osutil.reserve import Reserve
 from wherry.osutil.walcopy import read_copy, with_log
 
@@ -146,9 +146,9 @@ def test_a_database_is_opened_in_the_room_that_the_reserve_had(
             raise refused()
         return connect_to(tmp_path / "db")
 
-    connection, why = open_or_copy(tmp_path / "db", connect, lambda _connection: None)
-    connection.close()
-    assert why is None
+    database = Database(tmp_path / "db", connect, lambda _connection: None)
+    database.writable().execute("INSERT INTO t VALUES (1, 2)")
+    database.close()
 
 
 def test_without_a_reserve_a_database_can_be_read_and_nothing_else(
@@ -161,12 +161,38 @@ def test_without_a_reserve_a_database_can_be_read_and_nothing_else(
     def connect() -> sqlite3.Connection:
         raise reason
 
-    connection, why = open_or_copy(tmp_path / "db", connect, lambda _connection: None)
-    assert why is reason
-    assert rows(connection) == []
+    database = Database(tmp_path / "db", connect, lambda _connection: None)
+    assert rows(database.connection) == []
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        connection.execute("INSERT INTO t VALUES (1, 2)")
-    connection.close()
+        database.connection.execute("INSERT INTO t VALUES (1, 2)")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        database.writable()
+    assert caught.value is reason
+    database.close()
+
+
+def test_a_copy_gives_way_to_the_file_once_that_can_be_written(
+    tmp_path: Path, free: list[int]
+) -> None:
+    connect_to(tmp_path / "db").close()
+    free.append(0)
+    reasons = [refused()]
+
+    def connect() -> sqlite3.Connection:
+        if reasons:
+            raise reasons[0]
+        return connect_to(tmp_path / "db")
+
+    database = Database(tmp_path / "db", connect, lambda _connection: None)
+    with database.pretending():
+        database.writable().execute("INSERT INTO t VALUES (1, 2)")
+    assert rows(database.connection) == [(1, 2)]
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        database.connection.execute("INSERT INTO t VALUES (3, 4)")
+    reasons.clear()
+    database.writable().execute("INSERT INTO t VALUES (5, 6)")
+    assert rows(database.connection) == [(5, 6)]
+    database.close()
 
 
 def test_what_is_no_database_is_not_read_as_one(tmp_path: Path, free: list[int]) -> None:
@@ -179,5 +205,5 @@ def test_what_is_no_database_is_not_read_as_one(tmp_path: Path, free: list[int])
         if content is not None:
             (tmp_path / "db").write_bytes(content)
         with pytest.raises(sqlite3.OperationalError) as caught:
-            open_or_copy(tmp_path / "db", connect, lambda _connection: None)
+            Database(tmp_path / "db", connect, lambda _connection: None)
         assert caught.value is reason

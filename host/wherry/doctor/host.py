@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wherry.doctor.finding import Context, Finding, fail, ok, warn
+from wherry.osutil import has_no_room
 from wherry.paths import SOCKET_PATH_LIMIT
 from wherry.settings import load_settings
 from wherry.units import human_size
@@ -104,7 +105,7 @@ def _refusal(root: Path) -> OSError | None:
 
 
 def _advice(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if has_no_room(error):
         return "see disk-space"
     if error.errno == errno.EROFS:
         return (

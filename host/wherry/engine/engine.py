@@ -183,8 +183,6 @@ class Engine:
         if not only_reads:
             private_directory(paths.root)
             await asyncio.to_thread(finish_rewind, paths)
-        for directory in (home.root, paths.root):
-            await asyncio.to_thread(Reserve(directory).fill)
         state = State.open(paths.state_db)
         machine = machine or Machine(machine_name, home, settings)
         engine = cls(
@@ -427,11 +425,12 @@ class Engine:
 
 
 async def _keep_reserves(*directories: Path) -> None:
-    """A reserve that was needed is made again when there is room."""
+    """They are made beside what an engine does for its first clients, and again when one was needed
+    and there is room."""
     while True:
-        await asyncio.sleep(_RESERVE_SECONDS)
         for directory in directories:
             await asyncio.to_thread(Reserve(directory).fill)
+        await asyncio.sleep(_RESERVE_SECONDS)
 
 
 def _emulator_source(home: Home, settings: Settings, architecture: str) -> EmulatorSource:

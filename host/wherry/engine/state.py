@@ -11,20 +11,17 @@ released. A newer engine's file is refused.
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from wherry.engine.model import Container, Event, Exec, IdRange, MountPoint, Status, Volume
 from wherry.errors import StorageError
-from wherry.osutil.databases import database_hint, open_or_copy
+from wherry.osutil.databases import Database, database_hint
 from wherry.osutil.reserve import Reserve
-
-log = logging.getLogger(__name__)
 
 KEEP_EVENTS = 10_000
 """Events kept; Docker's engine keeps its last 256, in memory."""
@@ -165,18 +162,12 @@ class State:
     Where the disk takes nothing it is a copy in memory, to read; each change tries again first.
     """
 
-    def __init__(
-        self, path: Path, connection: sqlite3.Connection, refused: sqlite3.Error | None
-    ) -> None:
+    def __init__(self, path: Path, database: Database) -> None:
         self._path = path
-        self._connection = connection
-        self._refused = refused
-        self._pretends = False
+        self._database = database
         self._reserve = Reserve(path.parent)
         self._since_prune = 0
         self.on_events: Callable[[], None] = lambda: None
-        if refused is not None:
-            log.warning("%s can only be read: %s", path, refused)
 
     @classmethod
     def open(cls, path: Path) -> State:
@@ -186,13 +177,17 @@ class State:
             StorageError: it is not such a file, or a newer Wherry's.
         """
         try:
-            return cls(path, *open_or_copy(path, lambda: _connect(path), _migrated))
+            return cls(path, Database(path, lambda: _connect(path), _migrated))
         except sqlite3.Error as error:
             hint = database_hint(error, path)
             raise StorageError(f"cannot open {path}: {error}", hint=hint) from error
 
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        return self._database.connection
+
     def close(self) -> None:
-        self._connection.close()
+        self._database.close()
 
     def copy_to(self, path: Path) -> None:
         """Write a copy of all that is committed to `path`, which must not exist.
@@ -209,8 +204,7 @@ class State:
     def transaction(self) -> Iterator[Transaction]:
         """Commit what the block changed, all or nothing. Raises StorageError."""
         try:
-            self._have_writable()
-            transaction = Transaction(self._connection)
+            transaction = Transaction(self._database.writable())
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield transaction
@@ -273,27 +267,9 @@ class State:
             for seq, time_ns, kind, action, actor, attributes in rows
         ]
 
-    @contextmanager
-    def pretending(self) -> Iterator[None]:
-        """Meanwhile a copy takes changes, so that what is read is true; they are lost. For what the
-        next engine finds out again by itself. Without a copy it is as always."""
-        self._pretends = self._refused is not None
-        try:
-            if self._pretends:
-                self._connection.execute("PRAGMA query_only = OFF")
-            yield
-        finally:
-            if self._pretends:
-                self._connection.execute("PRAGMA query_only = ON")
-            self._pretends = False
-
-    def _have_writable(self) -> None:
-        """Nobody else writes it: what the copy has is what it has. Raises sqlite3.Error."""
-        if self._refused is not None and not self._pretends:
-            connection = _connect(self._path)
-            self._connection.close()
-            self._connection, self._refused = connection, None
-            log.info("%s can be written again", self._path)
+    def pretending(self) -> AbstractContextManager[None]:
+        """As `Database.pretending`: for what the next engine finds out again by itself."""
+        return self._database.pretending()
 
     def _prune_events(self, added: int) -> None:
         """In the transaction that added them: a failure here must not look like a failed change."""

@@ -8,7 +8,6 @@ the content doubtful removes the file, and so does a day.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -19,6 +18,7 @@ from wherry.images.ingest import Ingest
 from wherry.images.layout import BlobFile, Layout
 from wherry.images.media import Descriptor
 from wherry.images.tar import LayerError
+from wherry.osutil import has_no_room
 
 KEEP_SECONDS = 24 * 3600.0
 KEEP_BYTES = 1 << 20
@@ -93,7 +93,7 @@ def partial_blob(ingest: Ingest, layout: Layout, digest: str) -> Iterator[Partia
             blob.close()
         except OSError as error:  # what was buffered does not fit on the disk any more
             keep = False
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not has_no_room(error):
                 raise
         finally:
             if not keep:

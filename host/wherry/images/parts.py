@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,11 +19,11 @@ from wherry.images.platform import Platform
 from wherry.images.pull import ImageLimits
 from wherry.images.reference import parse_reference
 from wherry.images.store_db import LayerRow, StoreDb
+from wherry.osutil import has_no_room
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_HINT = "free some space, or set WHERRY_HOME to a directory on another disk"
 
 
@@ -66,7 +65,7 @@ class Parts:
         try:
             self.db.export(self._export)
         except OSError as error:
-            if error.errno not in _FULL:
+            if not has_no_room(error):
                 raise
             log.warning("index.json is as it was, until there is room: %s", error)
         layers = (it.removeprefix(EROFS_OBJECT) for it in gone if it.startswith(EROFS_OBJECT))
@@ -152,10 +151,9 @@ def disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        full = error.errno in _FULL
         raise StorageError(
             f"the image store cannot be written{place}: {error.strerror or error}",
-            hint=_FULL_HINT if full else None,
+            hint=_FULL_HINT if has_no_room(error) else None,
         ) from error
 
 

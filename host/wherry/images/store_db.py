@@ -11,7 +11,6 @@ Journal mode WAL, synchronous FULL: what was committed survives a power failure.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
 import time
@@ -22,12 +21,10 @@ from pathlib import Path
 from wherry.errors import StorageError
 from wherry.images.convert import ConvertedLayer
 from wherry.images.store_schema import MIGRATIONS, ImageRow, LayerRow, TagChange
-from wherry.osutil.databases import database_hint, open_or_copy
+from wherry.osutil.databases import Database, database_hint
 from wherry.osutil.reserve import Reserve
 
 __all__ = ["ImageRow", "LayerRow", "StoreDb", "TagChange"]
-
-log = logging.getLogger(__name__)
 
 _BUSY_SECONDS = 60.0
 _OBJECTS_PER_COLLECTION = 2000
@@ -45,11 +42,9 @@ class StoreDb:
         self._lock = threading.RLock()
         self._reserve = Reserve(path.parent)
         try:
-            self._connection, self._refused = open_or_copy(path, self._connect, self._migrate)
+            self._database = Database(path, self._connect, self._migrate)
         except sqlite3.Error as error:
             raise self._failure(error) from error
-        if self._refused is not None:
-            log.warning("%s can only be read: %s", path, self._refused)
 
     def rebuild_pending(self) -> bool:
         """Whether the database is new, and nobody has looked for what an older one knew."""
@@ -61,7 +56,7 @@ class StoreDb:
 
     def close(self) -> None:
         with self._lock:
-            self._connection.close()
+            self._database.close()
 
     @contextmanager
     def write(self, *, frees: bool = False) -> Iterator[sqlite3.Connection]:
@@ -72,8 +67,7 @@ class StoreDb:
         """
         with self._lock:
             try:
-                self._have_writable()
-                with _transaction(self._connection) as connection:
+                with _transaction(self._database.writable()) as connection:
                     yield connection
                     if frees:
                         self._reserve.release_when_full()
@@ -84,7 +78,7 @@ class StoreDb:
         """All rows of a query."""
         with self._lock:
             try:
-                return self._connection.execute(query, values).fetchall()
+                return self._database.connection.execute(query, values).fetchall()
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
@@ -350,14 +344,6 @@ class StoreDb:
 
     def _export_is_stale(self) -> bool:
         return bool(self.rows(f"SELECT 1 FROM exported WHERE seq != ({_LAST_CHANGE})"))
-
-    def _have_writable(self) -> None:
-        """Raises sqlite3.Error."""
-        if self._refused is not None:
-            connection = self._connect()
-            self._connection.close()
-            self._connection, self._refused = connection, None
-            log.info("%s can be written again", self._path)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 from collections import deque
 from pathlib import Path
 
+from wherry.osutil import has_no_room
 from wherry.osutil.local import open_local
 
 CONSOLE_LIMIT = 1 << 20
@@ -44,7 +44,7 @@ class ConsoleFile:
             if self._size > self._limit:
                 self._drop_old()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not has_no_room(error):
                 raise
 
     def close(self) -> None:

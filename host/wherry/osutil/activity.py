@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherry.osutil.process import is_stopped_on_macos, windows_cpu_seconds
+from wherry.osutil.process import is_stopped_on_macos, stat_fields, windows_cpu_seconds
 
 
 class Doing(enum.Enum):
@@ -61,7 +61,7 @@ def _of_threads(tasks: Path) -> Activity | None:
 
 def of_stat(text: bytes) -> tuple[str, int]:
     """State and used ticks (utime, stime) of proc_pid_stat(5)."""
-    fields = text[text.rindex(b")") + 2 :].split()
+    fields = stat_fields(text)
     return fields[0].decode("ascii"), int(fields[11]) + int(fields[12])
 
 

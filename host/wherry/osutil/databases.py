@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from wherry.osutil.files import DENIED_HINT, FULL_HINT
 from wherry.osutil.reserve import Reserve, is_full
 from wherry.osutil.walcopy import read_copy
+
+log = logging.getLogger(__name__)
 
 _HINTS = {
     sqlite3.SQLITE_FULL: FULL_HINT,
@@ -48,22 +52,68 @@ def cannot_write(error: sqlite3.Error) -> bool:
     return _code(error) in _CANNOT_WRITE
 
 
-def open_or_copy(
-    path: Path,
-    connect: Callable[[], sqlite3.Connection],
-    migrate: Callable[[sqlite3.Connection], None],
-) -> tuple[sqlite3.Connection, sqlite3.Error | None]:
-    """The database; where its disk takes no more with the help of the reserve, else to be read.
+class Database:
+    """An open database; where its disk takes nothing, a copy in memory that can only be read.
 
     Args:
-        connect: opens and migrates it. migrate: the latter.
+        connect: opens and migrates it.
+        migrate: does the latter with a copy.
 
-    Returns:
-        The connection, and why nothing can be written: then it is a copy in memory that refuses.
+    Attributes:
+        connection: of now; another one once a copy gives way to the file.
 
     Raises:
         sqlite3.Error: as from `connect`.
     """
+
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[], sqlite3.Connection],
+        migrate: Callable[[sqlite3.Connection], None],
+    ) -> None:
+        self._path = path
+        self._connect = connect
+        self.connection, self._refused = _open_or_copy(path, connect, migrate)
+        self._pretends = False
+        if self._refused is not None:
+            log.warning("%s can only be read: %s", path, self._refused)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def writable(self) -> sqlite3.Connection:
+        """The connection for a change. Where there is a copy, the file is opened again first: it
+        has all that the copy has. Raises sqlite3.Error."""
+        if self._refused is not None and not self._pretends:
+            connection = self._connect()
+            self.connection.close()
+            self.connection, self._refused = connection, None
+            log.info("%s can be written again", self._path)
+        return self.connection
+
+    @contextmanager
+    def pretending(self) -> Iterator[None]:
+        """Meanwhile a copy takes changes, so that what is read is true; they are lost. For what the
+        next process finds out again by itself. Without a copy it is as always."""
+        self._pretends = self._refused is not None
+        try:
+            if self._pretends:
+                self.connection.execute("PRAGMA query_only = OFF")
+            yield
+        finally:
+            if self._pretends:
+                self.connection.execute("PRAGMA query_only = ON")
+            self._pretends = False
+
+
+def _open_or_copy(
+    path: Path,
+    connect: Callable[[], sqlite3.Connection],
+    migrate: Callable[[sqlite3.Connection], None],
+) -> tuple[sqlite3.Connection, sqlite3.Error | None]:
+    """The connection, with the help of the reserve where there must be; and why nothing can be
+    written: then it is a copy in memory that refuses."""
     try:
         return connect(), None
     except sqlite3.Error as error:

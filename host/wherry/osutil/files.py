@@ -51,11 +51,21 @@ def missing_drive(path: Path) -> str | None:
     return None if not path.drive or root.exists() else path.drive.removeprefix("\\\\?\\")
 
 
+def has_no_room(error: OSError) -> bool:
+    """Whether the disk is full, or this user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether nobody, or not this user, may write there."""
+    return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def disk_hint(error: OSError) -> str | None:
     """What a person can do about a file that could not be made or written; None: not known."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if has_no_room(error):
         return FULL_HINT
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if is_refused(error):
         return DENIED_HINT
     return None
 

@@ -6,7 +6,6 @@ files of the same name. It holds the last holder's pid, for people.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wherry.errors import Conflict, StorageError
-from wherry.osutil.files import disk_hint
+from wherry.osutil.files import disk_hint, has_no_room
 
 _POLL_SECONDS = 0.02
 _WINDOWS_LOCK_OFFSET = 1 << 30
@@ -75,7 +74,7 @@ def _sign(descriptor: int) -> None:
     try:
         os.write(descriptor, b"%d\n" % os.getpid())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not has_no_room(error):
             raise
 
 

@@ -221,12 +221,15 @@ def _start_time(pid: int) -> str | None:
 
 
 def parse_proc_stat(text: bytes) -> int | None:
-    """Start time in clock ticks since boot, of proc_pid_stat(5); None for a zombie.
-
-    The name in parentheses may hold anything, so fields are counted from its end.
-    """
-    fields = text[text.rindex(b")") + 2 :].split()
+    """Start time in clock ticks since boot, of proc_pid_stat(5); None for a zombie."""
+    fields = stat_fields(text)
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def stat_fields(text: bytes) -> list[bytes]:
+    """The fields of proc_pid_stat(5) from the state on: the name before it, in parentheses, may
+    hold anything."""
+    return text[text.rindex(b")") + 2 :].split()
 
 
 def parse_bsdinfo(data: bytes) -> str | None:

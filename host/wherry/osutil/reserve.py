@@ -49,11 +49,7 @@ class Reserve:
 
     def release_when_full(self) -> bool:
         """The same, when the disk has hardly any room left."""
-        try:
-            full = _free(self._directory) < LITTLE
-        except OSError:
-            return False
-        return full and self.release()
+        return is_full(self._directory) and self.release()
 
 
 def is_full(directory: Path) -> bool:
