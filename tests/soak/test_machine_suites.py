@@ -1,7 +1,8 @@
 """All suites of tests/guest in machines of both architectures: only in the long rounds.
 
 What runs there: the container core and PID 1's cradle, seccomp's tables against crun and runc, the
-agent, EROFS images under the machine's kernel, and the OCI command line. docs/soak.md has the rows.
+agent, EROFS images under the machine's kernel, and the OCI command line. Each that passes writes a
+row of docs/soak.md.
 """
 
 from __future__ import annotations

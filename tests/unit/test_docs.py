@@ -116,3 +116,11 @@ def test_the_map_names_every_module_and_folder(room: str, name: str) -> None:
     assert modules or folders
     assert not {it for it in modules if f"{it}.py" not in text and f"`{it}`" not in text}
     assert not {it for it in folders if f"{it}/" not in text}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_modules_that_a_page_names_exist(path: Path) -> None:
+    folders = ("host", "guest-agent", "vm-images", "tests")
+    there = {it.name for folder in folders for it in (ROOT / folder).rglob("*.py")}
+    named = set(re.findall(r"`(?:[\w/-]*/)?(\w+\.py)`", path.read_text(encoding="utf-8")))
+    assert not named - there
