@@ -147,14 +147,15 @@ def small_disk(wherry: Wherry) -> Iterator[Path]:
 
 
 def test_a_machine_whose_disk_is_full_waits_for_room_and_loses_nothing(
-    wherry: Wherry, small_disk: Path
+    wherry: Wherry, small_disk: Path, request: pytest.FixtureRequest
 ) -> None:
     def small(*words: str) -> subprocess.CompletedProcess[bytes]:
         return wherry.run("-M", "small", *words, timeout=120)
 
     script = "tr '\\0' x < /dev/zero | head -c 64000000 > /file; sync; md5sum < /file"
-    made = small("run", "-d", "--name", "writer", "localhost/busybox", "sh", "-c", script)
-    assert made.returncode == 0, made.stderr
+    command = ("run", "--name", "writer", "localhost/busybox", "sh", "-c", script)
+    attached = wherry.popen("-M", "small", *command)
+    request.addfinalizer(attached.kill)
 
     def paused() -> object:
         return json.loads(small("machine", "inspect", "small").stdout)[0]["paused"]
@@ -162,11 +163,13 @@ def test_a_machine_whose_disk_is_full_waits_for_room_and_loses_nothing(
     assert eventually("the machine is paused", paused, seconds=60) == "the host's disk is full"
     done = small("exec", "writer", "true")
     assert b"the machine is paused: the host's disk is full" in done.stderr
+    assert attached.poll() is None
     mount = ["mount", "-o", "remount,size=1G", os.fspath(small_disk)]
     subprocess.run(mount, check=True)
-    assert small("wait", "writer").stdout.strip() == b"0"
     expected = hashlib.md5(b"x" * 64_000_000, usedforsecurity=False).hexdigest()
-    assert small("logs", "writer").stdout.split()[0].decode() == expected
+    output, errors = attached.communicate(timeout=120)
+    assert (attached.returncode, output.split()[0].decode()) == (0, expected), errors
+    assert small("logs", "writer").stdout == output
 
 
 def test_the_timeline_shows_the_phases_of_the_start(wherry: Wherry) -> None:
