@@ -271,7 +271,7 @@ def test_progress_speaks_docker(registry: FakeRegistry, store: ImageStore) -> No
         "Extracting",
         "Pull complete",
     ]
-    assert events[0] == PullEvent(f"Pulling from {registry.host}/a", "1")
+    assert events[0] == PullEvent("Pulling from a", "1")
     assert events[-2].status == f"Digest: {fake.manifest_digest}"
     assert events[-1].status == f"Status: Downloaded newer image for {name}"
     events.clear()

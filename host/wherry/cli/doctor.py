@@ -54,7 +54,7 @@ def summary(found: list[dict[str, Any]], *, fix: bool) -> str:
     repaired = sum(bool(finding["repaired"]) for finding in found)
     parts = [
         f"{counts['fail']} failed" if counts["fail"] else "nothing failed",
-        f"{counts['warn']} warnings" if counts["warn"] else "",
+        f"{counts['warn']} warning{'s' * (counts['warn'] != 1)}" if counts["warn"] else "",
         f"{repaired} repaired" if repaired else "",
     ]
     text = ", ".join(part for part in parts if part)

@@ -217,7 +217,7 @@ class ImageStore:
         client = self._registries.client(reference.domain, auth, reporter.stop)
         shown = reference.digest or reference.tag or ""
         with disk_errors():
-            reporter.say(f"Pulling from {reference.familiar_name}", shown)
+            reporter.say(f"Pulling from {reference.path}", shown)
             source = self._source(client, reference, reporter)
             native = self._parts.native
             found = find_image(source, shown, wanted, self._layout, self._limits, native)
